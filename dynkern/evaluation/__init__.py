@@ -1,0 +1,1 @@
+"""Judging a model and its policies: timing, peaks, scores and reports."""

@@ -1,0 +1,209 @@
+"""`dynkern eval`: quality and time of several policies on one data set, from files to report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from dynkern.data import TEMPLATES, encode_prompt, load_records, prompt_cap
+from dynkern.evaluation.analysis import aggregate
+from dynkern.evaluation.quality import Prompt, run_quality
+from dynkern.evaluation.report import RUN_KEYS, plot_curve, print_table, write_results
+from dynkern.evaluation.samples import SampleStore
+from dynkern.evaluation.speed import SpeedReport, TimingPlan, measure_speed
+from dynkern.llm import LLM
+from dynkern.policies import check_policy, is_planned
+from dynkern.policies import policy as make_policy
+from dynkern.routes import check_choice
+from dynkern.runtime.engine import RunOptions
+from dynkern.runtime.request import Policy
+
+# batches that the timing pass runs at natural lengths; more prompts say nothing new about time
+TIMED_BATCHES = 8
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """The arguments of `dynkern eval`."""
+
+    model: str
+    data: str
+    policies: tuple[str, ...] = ()
+    split: str = "test"
+    limit: int | None = None
+    batch_size: int = 8
+    backend: str = "auto"
+    dtype: str = "auto"
+    max_new_tokens: int = 64
+    prefill: str = "full"
+    kv_fill: str = "project"
+    repeat: int = 3
+    seed: int = 0
+    template: str = "alpaca"
+    output: Path = Path("dynkern-eval")
+    resume: bool = False
+    timing: bool = True
+
+    def check(self) -> dict[str, Policy]:
+        """The policies by canonical spec, "full" first; ValueError ahead of any loading."""
+        RunOptions(self.batch_size, self.prefill, self.kv_fill, self.seed)
+        check_choice("template", self.template, TEMPLATES)
+        for name in ("max_new_tokens", "repeat"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
+        policies = {}
+        for spec in ("full", *self.policies):
+            policy = make_policy(spec)
+            if self.prefill == "routed" and not is_planned(policy):
+                raise ValueError(
+                    f"prefill: 'routed' needs planned policies, got {spec!r}; use 'full'"
+                )
+            policies[policy.spec] = policy
+        return policies
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """Keyword arguments of LLM.run that decide texts, besides the policy."""
+        return {"prefill": self.prefill, "kv_fill": self.kv_fill, "seed": self.seed}
+
+
+def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
+    """Measure, print a table, write results.json, samples.jsonl and curve.png; their folder.
+
+    Raises ValueError or FileNotFoundError, one line, on bad input; an interrupt loses only the
+    rows in flight, and `resume` goes on from samples.jsonl.
+    """
+    console = console or Console()
+    policies = config.check()
+    records = load_records(config.data, config.split, config.limit)
+    llm = LLM(config.model, dtype=config.dtype, backend=config.backend)
+    for policy in policies.values():
+        check_policy(policy, llm.spec.num_layers)
+    prompts, truncated = _encode(llm, records, config)
+    started = datetime.now(timezone.utc)
+    config.output.mkdir(parents=True, exist_ok=True)
+    store = SampleStore(
+        config.output / "samples.jsonl", _fingerprint(llm, prompts, config), config.resume
+    )
+    with store, _progress(console) as progress:
+        run = {**config.run, "max_new_tokens": config.max_new_tokens}
+        run_quality(
+            llm, prompts, policies, store, config.batch_size, run, _task(progress, "quality")
+        )
+        speed = None
+        if config.timing:
+            plan = TimingPlan(
+                [p.ids for p in prompts[: TIMED_BATCHES * config.batch_size]],
+                policies,
+                config.batch_size,
+                config.max_new_tokens,
+                config.repeat,
+                config.run,
+            )
+            speed = measure_speed(llm, plan, _task(progress, "timing"))
+        runs = [_run_row(store, spec, config, speed) for spec in policies]
+    meta = _meta(llm, config, prompts, truncated, started, speed)
+    write_results(config.output / "results.json", meta, runs)
+    plot_curve(runs, config.output / "curve.png")
+    print_table(console, runs, meta)
+    console.print(f"results in {config.output}", highlight=False, soft_wrap=True)
+    return config.output
+
+
+def _encode(llm: LLM, records: list, config: SweepConfig) -> tuple[list[Prompt], int]:
+    if llm.tokenizer is None:
+        raise ValueError(f"model: {llm.path} has no tokenizer, expected one to encode the prompts")
+    room = llm.spec.max_positions - config.max_new_tokens + 1
+    if room < 1:
+        raise ValueError(
+            f"max_new_tokens: got {config.max_new_tokens}, expected up to the model's "
+            f"{llm.spec.max_positions} positions"
+        )
+    cap = prompt_cap(config.template, room)
+    prompts, truncated = [], 0
+    for index, record in enumerate(records):
+        encoded = encode_prompt(llm.tokenizer, record, config.template, cap, llm.spec.bos_token_id)
+        truncated += encoded.truncated
+        prompts.append(Prompt(index, record, encoded.ids))
+    return prompts, truncated
+
+
+def _fingerprint(llm: LLM, prompts: list[Prompt], config: SweepConfig) -> dict[str, Any]:
+    """What decides the texts: a resumed run must agree in all of it."""
+    content = [(p.record.id, p.ids, p.record.references) for p in prompts]
+    return {
+        "model": asdict(llm.spec) | {"weights": _weights_digest(llm)},
+        "data": _digest(json.dumps(content).encode()),
+        "prompts": len(prompts),
+        "template": config.template,
+        "dtype": str(llm.dtype),
+        "backend": config.backend,
+        "batch_size": config.batch_size,
+        "max_new_tokens": config.max_new_tokens,
+        **config.run,
+    }
+
+
+def _weights_digest(llm: LLM) -> str:
+    # a sum of every tensor tells checkpoints of one shape apart without hashing gigabytes
+    sums = [t.double().sum().item() for t in llm.engine.weights.tensors()]
+    return _digest(json.dumps(sums).encode())
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _run_row(
+    store: SampleStore, spec: str, config: SweepConfig, speed: SpeedReport | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(RUN_KEYS)
+    row |= {"policy": spec, "batch_size": config.batch_size}
+    row |= aggregate(store.rows(spec), store.rows("full"), config.seed)
+    return row | (speed.columns[spec] if speed is not None else {})
+
+
+def _meta(
+    llm: LLM,
+    config: SweepConfig,
+    prompts: list[Prompt],
+    truncated: int,
+    started: datetime,
+    speed: SpeedReport | None,
+) -> dict[str, Any]:
+    arguments = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    return {
+        "arguments": arguments,
+        "environment": llm.describe(),
+        "num_layers": llm.spec.num_layers,
+        "weight_bytes": llm.weight_bytes,
+        "prompts": len(prompts),
+        "prompt_tokens": sum(len(p.ids) for p in prompts) / len(prompts),
+        "truncated_prompts": truncated,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "timing": None if speed is None else speed.stamp,
+    }
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(
+        *columns, TimeElapsedColumn(), TextColumn("{task.fields[label]}"), console=console
+    )
+
+
+def _task(progress: Progress, name: str) -> Any:
+    task = progress.add_task(name, total=None, label="")
+
+    def report(done: int, total: int, label: str) -> None:
+        progress.update(task, completed=done, total=total, label=label)
+
+    return report

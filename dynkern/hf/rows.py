@@ -1,0 +1,61 @@
+"""RowBatch: padded ids in, unpadded rows for the engine, padded ids out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RowBatch:
+    """Rows of a padded batch.
+
+    input_ids: int64 [B, T]. attention_mask: [B, T] of 0/1, or None: then tokens equal to
+    pad_token_id (where it is given) are padding, as in transformers. Padding may stand on the left
+    and on the right; a hole inside a row, or an empty row, is a ValueError.
+    """
+
+    def __init__(
+        self, input_ids: Tensor | None, attention_mask: Tensor | None, pad_token_id: int | None
+    ) -> None:
+        if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or input_ids.numel() == 0:
+            shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else input_ids
+            raise ValueError(f"input_ids: got {shape}, expected a tensor [rows, tokens], not empty")
+        if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+            raise ValueError(f"input_ids: got dtype {input_ids.dtype}, expected int64")
+        self.input_ids = input_ids.long()
+        keep = self._mask(attention_mask, pad_token_id)
+        self.prompts: list[tuple[int, ...]] = []
+        for row in range(input_ids.shape[0]):
+            index = keep[row].nonzero().flatten()
+            if len(index) == 0:
+                raise ValueError(f"attention_mask: row {row} has no token, expected at least one")
+            first, last = int(index[0]), int(index[-1])
+            if last - first + 1 != len(index):
+                raise ValueError(
+                    f"attention_mask: row {row} has a hole, expected padding only at its ends"
+                )
+            self.prompts.append(tuple(self.input_ids[row, first : last + 1].tolist()))
+
+    @property
+    def width(self) -> int:
+        """Tokens of a padded row."""
+        return self.input_ids.shape[1]
+
+    def _mask(self, attention_mask: Tensor | None, pad_token_id: int | None) -> Tensor:
+        if attention_mask is None:
+            if pad_token_id is None:
+                return torch.ones_like(self.input_ids, dtype=torch.bool)
+            return self.input_ids != pad_token_id
+        if tuple(attention_mask.shape) != tuple(self.input_ids.shape):
+            raise ValueError(
+                f"attention_mask: got shape {tuple(attention_mask.shape)}, "
+                f"expected {tuple(self.input_ids.shape)}"
+            )
+        return attention_mask != 0
+
+    def append(self, generated: list[list[int]], pad_token_id: int) -> Tensor:
+        """The prompts as given, then the generated ids, padded on the right: int64 [B, T + new]."""
+        longest = max(len(ids) for ids in generated)
+        padded = [ids + [pad_token_id] * (longest - len(ids)) for ids in generated]
+        new = torch.tensor(padded, dtype=torch.int64, device=self.input_ids.device)
+        return torch.cat([self.input_ids, new], dim=1)

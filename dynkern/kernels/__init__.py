@@ -1,0 +1,1 @@
+"""Kernels: reference (plain PyTorch, what is right), native (C++ and CUDA libraries)."""

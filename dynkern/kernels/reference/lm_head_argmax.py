@@ -1,0 +1,21 @@
+"""Reference of lm_head_argmax."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynkern.kernels.reference.rows import accumulator, count, pad
+
+
+def lm_head_argmax(
+    x: Tensor, weight: Tensor, n_active: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    capacity = x.shape[0]
+    logits = F.linear(x[: count(n_active, capacity)], weight)
+    logits = logits.to(accumulator(logits))
+    token = logits.argmax(dim=-1)
+    log_sum = logits.logsumexp(dim=-1)
+    top2 = (logits.topk(2, dim=-1).values - log_sum[:, None]).exp()
+    outputs = (token, top2[:, 0], top2[:, 0] - top2[:, 1], log_sum)
+    return tuple(pad(t, capacity) for t in outputs)

@@ -1,0 +1,244 @@
+"""LLM: a checkpoint and its tokenizer in, texts under a policy out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynkern._version import __version__
+from dynkern.machine import device_name
+from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
+from dynkern.models.opt import pack_weights, spec_from_config
+from dynkern.policies import check_policy
+from dynkern.policies import policy as make_policy
+from dynkern.routes import check_choice
+from dynkern.runtime.engine import Engine, RunOptions
+from dynkern.runtime.request import (
+    Completion,
+    Policy,
+    Request,
+    RunResult,
+    RunStats,
+    SamplingParams,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Prompt = str | Sequence[int]
+
+
+def choose_dtype(name: str, stored: str | None, device: torch.device) -> torch.dtype:
+    """The dtype for "auto" or a name. Auto takes the checkpoint's own dtype; float16 becomes
+    float32 on a CPU, which has no fast float16 arithmetic. ValueError for an unknown name.
+    """
+    check_choice("dtype", name, ("auto", *DTYPES))
+    if name != "auto":
+        return DTYPES[name]
+    dtype = DTYPES.get(str(stored).removeprefix("torch."), torch.float32)
+    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device named, or the first GPU, or the CPU. ValueError where it cannot be used."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device: got {device!r}, expected cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: got {device!r}, expected cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {device!r}, but torch sees no GPU here")
+    return chosen
+
+
+class LLM:
+    """An OPT checkpoint ready to generate under any policy.
+
+    model: directory or hub id. dtype: "auto", "float32", "bfloat16" or "float16". backend:
+    "auto", or a backend that every op must run on. device: None picks a GPU if there is one.
+    tokenizer: a transformers tokenizer; by default the checkpoint's own, None if it has none.
+    Raises FileNotFoundError or ValueError, one line, on a checkpoint that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        dtype: str = "auto",
+        backend: str = "auto",
+        device: str | torch.device | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        self.device = choose_device(device)
+        self.path = resolve_model(model)
+        config = read_config(self.path)
+        self.spec = spec_from_config(config)
+        stored = config.get("dtype") or config.get("torch_dtype")
+        self.dtype = choose_dtype(dtype, stored, self.device)
+        with Checkpoint(self.path) as tensors:
+            weights = pack_weights(tensors, self.spec, self.dtype, self.device)
+        self.weight_bytes = weights.nbytes
+        self.engine = Engine(self.spec, weights, backend)
+        self.backend = backend
+        self.tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(self.path)
+
+    def describe(self) -> dict[str, str]:
+        """What decides the numbers, for stamping results."""
+        return {
+            "dynkern": __version__,
+            "torch": torch.__version__,
+            "device": device_name(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "backend": self.backend,
+            "executor": self.engine.executor.name,
+            "threads": str(torch.get_num_threads()),
+        }
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt: BOS once, then the text without further special tokens."""
+        ids = list(self._need_tokenizer()(text, add_special_tokens=False)["input_ids"])
+        bos = self.spec.bos_token_id
+        return ids if ids[:1] == [bos] else [bos, *ids]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text up to the first EOS, special tokens dropped."""
+        ids, eos = list(token_ids), self.spec.eos_token_id
+        ids = ids[: ids.index(eos)] if eos in ids else ids
+        return self._need_tokenizer().decode(ids, skip_special_tokens=True)
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        policy: str | Policy | Sequence[str | Policy] = "full",
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 8,
+        prefill: str = "full",
+        kv_fill: str = "project",
+        seed: int = 0,
+        force_length: bool = False,
+        sampling: SamplingParams | None = None,
+        request_ids: Sequence[int] | None = None,
+        on_token: Callable[[int, int], None] | None = None,
+    ) -> RunResult:
+        """Generate for every prompt; completions in order, and what the run took.
+
+        prompts: texts, or lists of token ids (BOS included, as they are). policy: one for all, or
+        one for each prompt. prefill: "full" or "routed"; kv_fill: "project", "copy", "deferred"
+        or "mask". force_length: EOS ignored. request_ids: counters of the randomness,
+        by default 0, 1, …. on_token(request_id, token_id): called as tokens are read.
+        Raises ValueError, one line, before anything runs.
+        """
+        options = RunOptions(batch_size, prefill, kv_fill, seed)
+        requests = self._requests(
+            prompts, policy, max_new_tokens, force_length, sampling, request_ids
+        )
+        result = self.engine.run(requests, options, on_token)
+        if self.tokenizer is not None:
+            for completion in result.completions:
+                completion.text = self.decode(completion.token_ids)
+        return result
+
+    def generate(
+        self, prompts: Sequence[Prompt], policy: Any = "full", **options: Any
+    ) -> list[Completion]:
+        """`run` without the timing: one Completion for each prompt, in order."""
+        return self.run(prompts, policy, **options).completions
+
+    def stream(
+        self,
+        prompt: Prompt,
+        policy: str | Policy = "full",
+        *,
+        max_new_tokens: int = 64,
+        prefill: str = "full",
+        kv_fill: str = "project",
+        seed: int = 0,
+        sampling: SamplingParams | None = None,
+        on_done: Callable[[Completion, RunStats], None] | None = None,
+    ) -> Iterator[str]:
+        """Pieces of text as they come; on_done(completion, stats) once the row has ended."""
+        from tokenizers.decoders import DecodeStream
+
+        self._need_tokenizer()
+        options = RunOptions(1, prefill, kv_fill, seed)
+        requests = self._requests([prompt], policy, max_new_tokens, False, sampling, None)
+        stats = RunStats()
+        backend, pieces = self.tokenizer._tokenizer, DecodeStream(skip_special_tokens=True)
+        for event in self.engine.stream(requests, options, stats):
+            piece = pieces.step(backend, event.token_id)
+            if piece:
+                yield piece
+            if event.completion is not None and on_done is not None:
+                event.completion.text = self.decode(event.completion.token_ids)
+                on_done(event.completion, stats)
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise ValueError(
+                f"prompts: {self.path} has no tokenizer, expected token ids or tokenizer=…"
+            )
+        return self.tokenizer
+
+    def _requests(
+        self,
+        prompts: Sequence[Prompt],
+        policy: Any,
+        max_new_tokens: int,
+        force_length: bool,
+        sampling: SamplingParams | None,
+        request_ids: Sequence[int] | None,
+    ) -> list[Request]:
+        if isinstance(prompts, str):
+            raise ValueError("prompts: got one string, expected a list of prompts")
+        ids = list(request_ids) if request_ids is not None else list(range(len(prompts)))
+        if len(ids) != len(prompts):
+            raise ValueError(f"request_ids: got {len(ids)} for {len(prompts)} prompts")
+        policies = self._policies(policy, len(prompts))
+        return [
+            Request(
+                id=request_id,
+                prompt_ids=tuple(self._prompt_ids(prompt)),
+                policy=chosen,
+                max_new_tokens=max_new_tokens,
+                eos_token_ids=frozenset([self.spec.eos_token_id]),
+                force_length=force_length,
+                sampling=sampling or SamplingParams(),
+            )
+            for request_id, prompt, chosen in zip(ids, prompts, policies, strict=True)
+        ]
+
+    def _policies(self, policy: Any, count: int) -> list[Policy]:
+        if isinstance(policy, list | tuple):
+            if len(policy) != count:
+                raise ValueError(f"policy: got {len(policy)} for {count} prompts")
+            made = {id(entry): make_policy(entry) for entry in policy}
+            policies = [made[id(entry)] for entry in policy]
+        else:
+            policies = [make_policy(policy)] * count
+        for chosen in {id(p): p for p in policies}.values():
+            check_policy(chosen, self.spec.num_layers)
+        return policies
+
+    def _prompt_ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return [int(i) for i in prompt]
+        if not prompt.strip():
+            raise ValueError("prompt: empty, expected some text")
+        return self.encode(prompt)
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    names = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
+    if not any((directory / name).is_file() for name in names):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"model: the tokenizer of {directory} cannot be read ({reason})") from None

@@ -1,0 +1,1 @@
+"""What a decoder is (spec), where its weights come from (checkpoint), and OPT's adapter."""

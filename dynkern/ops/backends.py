@@ -1,0 +1,203 @@
+"""The only dispatch: which backend runs an op, and why.
+
+Every op is defined once with `define_op`; the torch operator `torch.ops.dynkern.<name>` asks
+`resolve` for the kernel at each call. Nothing else in the project tests for a device or a library.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("dynkern")
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+DEVICES = ("cpu", "cuda")
+# what "auto" tries on each device, best first
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_RUNS_ON = {"reference": DEVICES, "cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
+LIBRARY = torch.library.Library("dynkern", "DEF")
+
+
+class BackendUnavailable(ValueError):
+    """A backend asked for by name cannot run an op here; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One implementation: `function` has the op's signature, `missing()` says why it cannot run."""
+
+    function: Callable[..., Any]
+    missing: Callable[[], str | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that an op takes on a device, and the reason in a few words."""
+
+    backend: str
+    reason: str
+    function: Callable[..., Any]
+
+
+@dataclass
+class Op:
+    """An op of the table: schema, argument check, kernels by backend."""
+
+    name: str
+    overload: str
+    schema: str
+    check: Callable[..., None]
+    kernels: dict[str, Kernel]
+    choices: dict[tuple[str, str], Choice] = field(default_factory=dict)
+
+    @cached_property
+    def label(self) -> str:
+        return f"{self.name}.{self.overload}" if self.overload else self.name
+
+    @cached_property
+    def torch_op(self) -> Any:
+        return getattr(getattr(torch.ops.dynkern, self.name), self.overload or "default")
+
+
+OPS: dict[str, Op] = {}
+_requested: ContextVar[str | None] = ContextVar("dynkern_backend", default=None)
+_told: set[str] = set()
+
+
+def define_op(
+    schema: str,
+    *,
+    check: Callable[..., None],
+    fake: Callable[..., Any],
+    **kernels: Kernel | Callable[..., Any],
+) -> Op:
+    """Define a torch operator and enter it into the table.
+
+    schema: as for torch.library, "name(args) -> result" or "name.overload(args) -> result".
+    check: raises a one-line ValueError on bad arguments; runs before any kernel.
+    kernels: by backend name; a plain function stands for a kernel that always runs.
+    """
+    name, _, overload = schema.split("(", 1)[0].partition(".")
+    table = {b: k if isinstance(k, Kernel) else Kernel(k) for b, k in kernels.items()}
+    op = Op(name, overload, schema, check, table)
+    OPS[op.label] = op
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for device in DEVICES:
+        LIBRARY.impl(op.label, _dispatcher(op, device), device.upper())
+    torch.library.register_fake(f"dynkern::{op.label}", fake, lib=LIBRARY)
+    return op
+
+
+def _dispatcher(op: Op, device: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        op.check(*args, **kwargs)
+        return resolve(op, device).function(*args, **kwargs)
+
+    return call
+
+
+def requested_backend() -> str:
+    """The backend asked for: innermost `use_backend`, else DYNKERN_BACKEND, else "auto"."""
+    name = _requested.get()
+    if name is not None:
+        return name
+    return check_backend("DYNKERN_BACKEND", os.environ.get("DYNKERN_BACKEND") or "auto")
+
+
+def check_backend(argument: str, name: str) -> str:
+    """`name` if it is "auto" or a backend, else a one-line ValueError."""
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"{argument}: got {name!r}, expected one of auto, {', '.join(BACKENDS)}")
+    return name
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the block on the named backend ("auto" for the table's choice).
+
+    Raises ValueError for an unknown name at once; BackendUnavailable (a ValueError) at the first
+    op that the backend cannot run.
+    """
+    token = _requested.set(check_backend("use_backend", name))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+def resolve(op: Op, device: str) -> Choice:
+    """The kernel for `op` on `device` under the requested backend."""
+    name = requested_backend()
+    choice = op.choices.get((device, name))
+    if choice is None:
+        choice = _named(op, device, name) if name != "auto" else _automatic(op, device)
+        op.choices[device, name] = choice
+    return choice
+
+
+def _obstacle(op: Op, device: str, backend: str) -> str | None:
+    if device not in _RUNS_ON[backend]:
+        return f"it does not run on {device} tensors"
+    if backend not in op.kernels:
+        return "no such kernel"
+    return op.kernels[backend].missing()
+
+
+def _named(op: Op, device: str, name: str) -> Choice:
+    obstacle = _obstacle(op, device, name)
+    if obstacle:
+        raise BackendUnavailable(
+            f"backend {name!r} cannot run {op.label} on {device}: {obstacle}; use 'auto'"
+        )
+    return Choice(name, "asked for by name", op.kernels[name].function)
+
+
+def _automatic(op: Op, device: str) -> Choice:
+    passed_over = []
+    for backend in _PREFERENCE[device]:
+        obstacle = _obstacle(op, device, backend)
+        if obstacle is None:
+            reason = "; ".join(passed_over) or "first choice"
+            return Choice(backend, reason, op.kernels[backend].function)
+        passed_over.append(f"{backend}: {obstacle}")
+        # a kernel that does not exist is no news; one that exists and cannot run is
+        if backend in op.kernels and (note := f"{op.label}: {passed_over[-1]}") not in _told:
+            _told.add(note)
+            logger.warning("%s; falling back", note)
+    raise BackendUnavailable(f"no backend runs {op.label} on {device}: {'; '.join(passed_over)}")
+
+
+def check_runnable(name: str, device: str) -> None:
+    """Raise BackendUnavailable, naming the ops, unless `name` runs every op on `device`."""
+    if check_backend("backend", name) == "auto":
+        return
+    obstacles = {op.label: _obstacle(op, device, name) for op in OPS.values()}
+    failing = {label: why for label, why in obstacles.items() if why}
+    if failing:
+        label, why = next(iter(failing.items()))
+        more = f" (and {len(failing) - 1} more ops)" if len(failing) > 1 else ""
+        raise BackendUnavailable(
+            f"backend: {name!r} cannot run {label} on {device}: {why}{more}; use 'auto'"
+        )
+
+
+def table(device: str) -> list[tuple[str, str, str]]:
+    """(op, backend, reason) of the automatic choice for every op: what `dynkern info` prints."""
+    choices = ((op, _automatic(op, device)) for op in OPS.values())
+    return [(op.label, choice.backend, choice.reason) for op, choice in choices]
+
+
+def forget_choices() -> None:
+    """Drop remembered choices, so that changed availability is seen (tests)."""
+    for op in OPS.values():
+        op.choices.clear()
+    _told.clear()

@@ -1,0 +1,69 @@
+"""sample: a token from logits, with counter-based randomness."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynkern.kernels.reference.sample import sample as reference
+from dynkern.ops.backends import define_op
+from dynkern.ops.checks import expect_dtype, expect_shape
+
+
+def _check(logits, history, request, step, seed, temperature, top_k, top_p, repetition_penalty):
+    rows = logits.shape[0]
+    expect_shape("logits", logits, (rows, None))
+    for name, tensor in (("request", request), ("step", step)):
+        expect_shape(name, tensor, (rows,))
+        expect_dtype(name, tensor, torch.int64)
+    if history is not None:
+        expect_shape("history", history, (rows, None))
+        expect_dtype("history", history, torch.int64)
+    if not 0.0 <= temperature < float("inf"):
+        raise ValueError(f"temperature: got {temperature}, expected a finite number from 0")
+    if top_k < 0:
+        raise ValueError(f"top_k: got {top_k}, expected 0 (off) or more")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p: got {top_p}, expected above 0 and up to 1")
+    if not 0.0 < repetition_penalty < float("inf"):
+        raise ValueError(f"repetition_penalty: got {repetition_penalty}, expected above 0")
+
+
+def _fake(logits, history, request, step, seed, temperature, top_k, top_p, repetition_penalty):
+    return logits.new_empty(logits.shape[0], dtype=torch.int64)
+
+
+_op = define_op(
+    "sample(Tensor logits, Tensor? history, Tensor request, Tensor step, int seed, "
+    "float temperature, int top_k, float top_p, float repetition_penalty) -> Tensor",
+    check=_check,
+    fake=_fake,
+    reference=reference,
+)
+
+
+def sample(
+    logits: Tensor,
+    history: Tensor | None,
+    request: Tensor,
+    step: Tensor,
+    seed: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+) -> Tensor:
+    """token = argmax_v(z[v] / temperature + Gumbel(seed, request, step, v)) over the kept entries.
+
+    First the repetition penalty (positive logits of seen tokens are divided by it, others
+    multiplied), then top_k (0 = off; the lower id wins a tie), then top_p: the smallest set of
+    most probable tokens whose mass reaches top_p. temperature 0 is greedy.
+
+    logits: [B, V]. history: int64 [B, T] of token ids seen, -1 where nothing stands, or None.
+    request, step: int64 [B], the counters of the draw. Returns int64 [B]. Gumbel-max needs no
+    ordered sum, so a draw is the same alone and in any batch. Raises ValueError on shapes, dtypes
+    and parameters out of range.
+    """
+    return _op.torch_op(
+        logits, history, request, step, seed, temperature, top_k, top_p, repetition_penalty
+    )

@@ -1,0 +1,123 @@
+"""DecodeBatch: device-side state of the rows that decode together, and what a pass reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynkern.ops import route_compact
+from dynkern.routes import TokenProgram
+
+
+@dataclass
+class PrefillResult:
+    """What a prefill pass leaves: hidden states of the last tokens and the prompt's K/V.
+
+    hidden: [R, D] final states after the last norm. keys, values: [L, N, H, Dh] for the packed
+    tokens; bounds: R + 1 offsets into N. layer_rows: for each layer, the rows that ran it.
+    """
+
+    hidden: Tensor
+    keys: Tensor
+    values: Tensor
+    bounds: list[int]
+    layer_rows: list[int]
+
+
+@dataclass(frozen=True)
+class PlannedRows:
+    """For each layer: row_index int32 [B], n_active int32 [], whether any row runs it (host)."""
+
+    row_index: tuple[Tensor, ...]
+    n_active: tuple[Tensor, ...]
+    union: list[bool]
+
+
+class DecodeBatch:
+    """Rows of a batch, one slot each; slots without a live row take no part in a pass.
+
+    All tensors are on the device and keep their addresses for the batch's life: token, position
+    (index in the row), request, step (tokens generated so far): int64 [B]; alive: bool [B];
+    route: bool [L, B], all True for a token policy. `program` is the token policy's program, or
+    None for planned routes.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        n_slots: int,
+        kv_fill: str,
+        program: TokenProgram | None,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        def counters() -> Tensor:
+            return torch.zeros(n_slots, dtype=torch.int64, device=device)
+
+        self.token, self.position = counters(), counters()
+        self.request, self.step = counters(), counters()
+        self.alive = torch.zeros(n_slots, dtype=torch.bool, device=device)
+        self.route = torch.zeros(num_layers, n_slots, dtype=torch.bool, device=device)
+        self.kv_fill, self.program, self.seed = kv_fill, program, seed
+        self._planned: PlannedRows | None = None
+        self._alive_rows: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def n_slots(self) -> int:
+        """Slots in all."""
+        return self.alive.shape[0]
+
+    def admit(
+        self, slot: int, token: int, position: int, request: int, route: Tensor | None
+    ) -> None:
+        """Start a row: `token` is its first generated token, `position` its index in the row."""
+        self.token[slot], self.position[slot] = token, position
+        self.request[slot], self.step[slot] = request, 1
+        self.alive[slot] = True
+        self.route[:, slot] = True if route is None else route.to(self.route.device)
+        self._changed()
+
+    def retire(self, slot: int) -> None:
+        """End a row: it runs no layer and no head from here on."""
+        self.alive[slot] = False
+        self.route[:, slot] = False
+        self._changed()
+
+    def _changed(self) -> None:
+        self._planned = self._alive_rows = None
+
+    def planned_rows(self) -> PlannedRows:
+        """Compacted rows of the planned routes; recomputed only when a row came or went."""
+        if self._planned is None:
+            row_index, n_active = route_compact(self.route)
+            union = self.route.any(dim=1).tolist()
+            self._planned = PlannedRows(row_index.unbind(0), n_active.unbind(0), union)
+        return self._planned
+
+    def alive_rows(self) -> tuple[Tensor, Tensor]:
+        """row_index [B] and n_active [] of the live rows."""
+        if self._alive_rows is None:
+            rows, n = route_compact(self.alive[None])
+            self._alive_rows = rows[0], n[0]
+        return self._alive_rows
+
+    def advance(self, token: Tensor) -> None:
+        """Take the pass's tokens [B] as the next pass's inputs for live rows."""
+        self.token.copy_(torch.where(self.alive, token, self.token))
+        self.position.add_(self.alive)
+        self.step.add_(self.alive)
+
+
+@dataclass
+class PassResult:
+    """One decode pass. token: int64 [B], valid where alive. ran: bool [L, B], set where a layer's
+    body ran. filled: int64 [L], rows whose K/V was projected without running the layer.
+    head_rows: int64 [], extra rows through the LM head at exit layers.
+    """
+
+    token: Tensor
+    ran: Tensor
+    filled: Tensor
+    head_rows: Tensor

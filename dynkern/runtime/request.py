@@ -1,0 +1,131 @@
+"""What goes into the engine and what comes out: plain dataclasses and the two policy protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from dynkern.cost import PassCount
+from dynkern.routes import TokenProgram
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """What a planned policy sees of a request.
+
+    prompt_ids: the prompt, BOS included. prompt_state: final hidden state of the prompt's last
+    token [D] from its full-depth prefill, None under prefill="routed" (no prefill happened yet).
+    """
+
+    id: int
+    prompt_ids: Sequence[int]
+    num_layers: int
+    seed: int
+    prompt_state: Tensor | None = None
+
+
+@runtime_checkable
+class PlannedPolicy(Protocol):
+    """Decides a route per sequence before it decodes; any Python may stand behind it."""
+
+    def plan(self, requests: Sequence[PlanRequest]) -> Sequence[Any]:
+        """One route (num_layers booleans, at least one True) for each request, in order."""
+        ...
+
+
+@runtime_checkable
+class TokenPolicy(Protocol):
+    """Decides in every pass on the device; hands executors declarative data."""
+
+    def lower(self, num_layers: int) -> TokenProgram:
+        """The program for a model of `num_layers`; ValueError where it does not fit."""
+        ...
+
+
+Policy = PlannedPolicy | TokenPolicy
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How a token is picked. temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether plain arg-max over the model's own logits decides."""
+        return self.temperature == 0.0 and self.repetition_penalty == 1.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate.
+
+    prompt_ids: at least one id. eos_token_ids: generation stops on any of them. force_length: EOS
+    is ignored and exactly max_new_tokens are generated; the text still ends at the first EOS.
+    """
+
+    id: int
+    prompt_ids: tuple[int, ...]
+    policy: Policy
+    max_new_tokens: int
+    eos_token_ids: frozenset[int]
+    force_length: bool = False
+    sampling: SamplingParams = SamplingParams()
+
+
+@dataclass
+class Completion:
+    """What came of a request.
+
+    token_ids: generated ids, EOS included where it stopped the row. layers_run: layers executed
+    in each routed pass (tokens 2..N), counted where layers run. layer_counts: for each layer, the
+    routed passes of this row that ran it. text: special tokens dropped; None without a tokenizer.
+    """
+
+    request_id: int
+    prompt_ids: list[int]
+    token_ids: list[int] = field(default_factory=list)
+    text: str | None = None
+    stop_reason: Literal["eos", "length"] | None = None
+    layers_run: list[int] = field(default_factory=list)
+    layer_counts: list[int] = field(default_factory=list)
+
+    @property
+    def mean_layers(self) -> float | None:
+        """Mean of layers_run; None if no pass was routed."""
+        return sum(self.layers_run) / len(self.layers_run) if self.layers_run else None
+
+
+@dataclass
+class RunStats:
+    """Wall-clock seconds and executed work of one run; passes are the routed ones, in order."""
+
+    seconds: float = 0.0
+    seconds_prefill: float = 0.0
+    seconds_decode: float = 0.0
+    new_tokens: int = 0
+    passes: list[PassCount] = field(default_factory=list)
+
+
+@dataclass
+class RunResult:
+    """Completions in request order, and what the run took."""
+
+    completions: list[Completion]
+    stats: RunStats
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """A token as soon as the host has read it; `completion` is set with the last one of a row."""
+
+    request_id: int
+    token_id: int
+    completion: Completion | None = None

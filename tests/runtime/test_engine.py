@@ -1,0 +1,172 @@
+"""The engine: request life, stops, shared prefill, counters, batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.opt import random_prompts, save_opt
+from support.trace import trace_run
+
+from dynkern.llm import LLM
+from dynkern.policies import policy
+from dynkern.runtime.engine import RunOptions
+from dynkern.runtime.request import Request, RunStats
+
+NUM_LAYERS = 6
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    directory = tmp_path_factory.mktemp("opt")
+    save_opt(directory)
+    return LLM(directory)
+
+
+def requests_for(llm: LLM, prompts: list, specs: list[str], **overrides) -> list[Request]:
+    settings = {"max_new_tokens": 10, "eos_token_ids": frozenset([2]), **overrides}
+    return [
+        Request(i, tuple(prompt), policy(spec), **settings)
+        for i, (prompt, spec) in enumerate(zip(prompts, specs, strict=True))
+    ]
+
+
+def test_one_prefill_serves_all_routes_of_a_prompt(monkeypatch, llm):
+    prompts = random_prompts(2, seed=5)
+    rows = [prompts[0]] * 5 + [prompts[1]] * 3
+    specs = [f"uniform:{k}" for k in (1, 2, 3, 4, 5)] + ["full", "early_exit:1", "random:2"]
+    with monkeypatch.context() as patch:
+        shared = trace_run(patch, llm, rows, specs, batch_size=8)
+    assert shared.prefills == [2]
+    alone = [
+        llm.generate([p], s, request_ids=[i])
+        for i, (p, s) in enumerate(zip(rows, specs, strict=True))
+    ]
+    assert [c.token_ids for c in shared.result.completions] == [c.token_ids for (c,) in alone]
+
+
+def test_routed_prefill_is_shared_by_equal_routes_only(monkeypatch, llm):
+    rows = [random_prompts(1, seed=5)[0]] * 4
+    specs = ["uniform:2", "uniform:2", "uniform:3", "full"]
+    trace = trace_run(monkeypatch, llm, rows, specs, prefill="routed")
+    assert trace.prefills == [3]
+
+
+def test_rows_stop_one_by_one_and_leave_the_batch(llm):
+    prompts = random_prompts(6, seed=8)
+    plain = llm.generate(prompts, force_length=True, max_new_tokens=20)
+    # a token that some rows produce early and others late or never
+    stop = plain[0].token_ids[6]
+    requests = requests_for(
+        llm, prompts, ["full"] * 6, max_new_tokens=20, eos_token_ids=frozenset([stop])
+    )
+    result = llm.engine.run(requests, RunOptions(batch_size=6))
+    for before, after in zip(plain, result.completions, strict=True):
+        hit = before.token_ids.index(stop) + 1 if stop in before.token_ids else 20
+        assert after.token_ids == before.token_ids[:hit]
+        assert after.stop_reason == ("eos" if stop in before.token_ids else "length")
+        assert after.layers_run == [NUM_LAYERS] * (len(after.token_ids) - 1)
+    alive = [count.rows for count in result.stats.passes]
+    assert alive == sorted(alive, reverse=True) and alive[0] > alive[-1]
+    assert all(count.layer_rows == (count.rows,) * NUM_LAYERS for count in result.stats.passes)
+    assert result.stats.new_tokens == sum(len(c.token_ids) for c in result.completions)
+
+
+def test_counters_are_those_of_the_routes(llm):
+    prompts = random_prompts(4, seed=2)
+    specs = ["uniform:2", "uniform:4", "early_exit:0", "full"]
+    result = llm.run(prompts, specs, max_new_tokens=5, force_length=True)
+    routes = [policy(spec).route(NUM_LAYERS) for spec in specs]
+    for completion, route in zip(result.completions, routes, strict=True):
+        assert completion.layer_counts == (route.int() * 4).tolist()
+        assert completion.mean_layers == route.sum()
+    assert len(result.stats.passes) == 4
+    rows = torch.stack(routes).sum(dim=0).tolist()
+    assert all(list(count.layer_rows) == rows for count in result.stats.passes)
+
+
+def test_fill_and_head_rows_are_counted(llm):
+    prompts = random_prompts(3, seed=2)
+    options = {"max_new_tokens": 8, "force_length": True}
+    drawn = llm.run(prompts, "random-step:2", kv_fill="project", **options).stats.passes
+    assert all(count.fill_rows == tuple(3 - n for n in count.layer_rows) for count in drawn)
+    copied = llm.run(prompts, "random-step:2", kv_fill="copy", **options).stats.passes
+    assert all(count.fill_rows == () for count in copied)
+    never = llm.run(prompts, "confidence:top_prob=1.0,exits=0+2", **options).stats.passes
+    assert {count.head_rows for count in never} == {6}
+    planned = llm.run(prompts, "uniform:2", **options).stats.passes
+    assert {(count.head_rows, count.fill_rows) for count in planned} == {(0, ())}
+
+
+def test_batches_do_not_change_a_row(llm):
+    prompts = random_prompts(9, seed=6)
+    for spec in ("random:3", "stochastic:0.5", "confidence:margin=0.3"):
+        runs = [llm.generate(prompts, spec, batch_size=size, seed=4) for size in (1, 4, 9)]
+        texts = [[c.token_ids for c in run] for run in runs]
+        assert texts[0] == texts[1] == texts[2]
+        layers = [[c.layers_run for c in run] for run in runs]
+        assert layers[0] == layers[1] == layers[2]
+
+
+def test_planned_rows_hold_lanes_for_their_layers_only(llm):
+    llm.engine._cache = None
+    llm.generate(random_prompts(4, seed=1), ["uniform:1", "uniform:2", "uniform:3", "full"])
+    cache = llm.engine._cache
+    assert cache.n_lanes == 1 + 2 + 3 + NUM_LAYERS
+    assert cache.free_lanes == cache.n_lanes
+
+
+def test_sampling_is_the_same_in_any_batch_and_follows_the_seed(llm):
+    from dynkern.runtime.request import SamplingParams
+
+    prompts = random_prompts(5, seed=6)
+    options = {"sampling": SamplingParams(1.0, 20, 0.95, 1.2), "max_new_tokens": 12}
+    one, five = (llm.generate(prompts, batch_size=b, seed=1, **options) for b in (1, 5))
+    other = llm.generate(prompts, seed=2, **options)
+    assert [c.token_ids for c in one] == [c.token_ids for c in five]
+    assert [c.token_ids for c in one] != [c.token_ids for c in other]
+
+
+def test_one_new_token_needs_no_routed_pass(llm):
+    result = llm.run(random_prompts(2), "uniform:1", max_new_tokens=1)
+    assert [len(c.token_ids) for c in result.completions] == [1, 1]
+    assert [c.mean_layers for c in result.completions] == [None, None]
+    assert result.stats.passes == []
+
+
+def test_the_last_position_can_be_used(llm):
+    prompt = [2] * 90
+    assert llm.spec.max_positions == 96
+    (full,) = llm.generate([prompt], max_new_tokens=7, force_length=True)
+    assert len(full.token_ids) == 7
+    with pytest.raises(ValueError, match="prompt of request 0: too long"):
+        llm.generate([prompt], max_new_tokens=8)
+
+
+def test_a_stream_left_early_frees_its_rows(llm):
+    requests = requests_for(llm, random_prompts(3), ["full"] * 3)
+    events = llm.engine.stream(requests, RunOptions(batch_size=3), RunStats())
+    assert next(events).request_id == 0
+    events.close()
+    assert llm.engine._cache.free_lanes == llm.engine._cache.n_lanes
+    assert len(llm.generate(random_prompts(3))) == 3
+
+
+@pytest.mark.parametrize("spec", ["random-step:2", "stochastic:0.4"])
+def test_token_policies_draw_by_seed_request_and_token(monkeypatch, llm, spec):
+    ids = [7, 3, 40]
+    trace = trace_run(
+        monkeypatch,
+        llm,
+        random_prompts(3, seed=1),
+        spec,
+        max_new_tokens=9,
+        force_length=True,
+        request_ids=ids,
+        seed=5,
+    )
+    program = policy(spec).lower(NUM_LAYERS)
+    for request_id in ids:
+        token = torch.arange(1, 9)
+        drawn = program.draw(5, torch.full((8,), request_id), token, NUM_LAYERS)
+        assert torch.equal(torch.stack(trace.rows[request_id].keep), drawn.T)
+        assert not torch.equal(drawn[:, 0], drawn[:, 1])

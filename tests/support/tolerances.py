@@ -1,0 +1,45 @@
+"""The tolerance table. A kernel may err twice as much as plain PyTorch in the same dtype, plus a
+floor in units of the largest true value; the truth is the reference in float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FACTOR = 2.0
+# floors for when PyTorch happens to round to the truth: a few units in the last place
+FLOOR = {
+    torch.float64: 1e-13,
+    torch.float32: 1e-6,
+    torch.bfloat16: 8e-3,
+    torch.float16: 1e-3,
+}
+# logits of a whole model against float64, relative to the largest logit
+LOGITS = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
+
+
+def assert_as_good(actual: Tensor, plain: Tensor, truth: Tensor) -> None:
+    """actual: a kernel's result; plain: the reference in the same dtype; truth: in float64."""
+    assert actual.shape == truth.shape and actual.dtype == plain.dtype
+    if not actual.is_floating_point():
+        assert torch.equal(actual.cpu(), truth.cpu())
+        return
+    truth = truth.double().cpu()
+    error = (actual.double().cpu() - truth).abs()
+    allowed = FACTOR * (plain.double().cpu() - truth).abs().max()
+    allowed = allowed + FLOOR[actual.dtype] * truth.abs().max()
+    assert not error.isnan().any(), f"NaN at {_first(error.isnan())}"
+    worst = error.max() if error.numel() else torch.tensor(0.0)
+    assert worst <= allowed, f"error {worst:.3g} > {allowed:.3g} at {_first(error == worst)}"
+
+
+def assert_logits_close(actual: Tensor, truth: Tensor, dtype: torch.dtype) -> None:
+    """Logits of a model in `dtype` against the float64 truth, by the table."""
+    truth = truth.double()
+    error = (actual.double() - truth).abs().max()
+    assert error <= LOGITS[dtype] * truth.abs().max(), f"logits err by {error:.3g}"
+
+
+def _first(mask: Tensor) -> list[int]:
+    return mask.nonzero()[0].tolist() if mask.any() else []

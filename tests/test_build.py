@@ -1,0 +1,223 @@
+"""The package: what setup.py builds, what it does when it cannot, and what the archives hold."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import dynkern
+from dynkern.kernels import native
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "csrc", "dynkern")
+# nvcc knows no such target: csrc/cuda fails at once, where a real build takes seconds
+NO_CUDA = {"DYNKERN_CUDA_ARCHS": "1"}
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(), reason="needs the source tree that setup.py lies in"
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the sources as a clone has them: nothing built."""
+    copy = tmp_path / "tree"
+    copy.mkdir()
+    ignore = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+        else:
+            shutil.copy2(ROOT / name, copy / name)
+    (copy / "README.md").write_text("dynkern\n")
+    return copy
+
+
+def setup_py(tree: Path, *arguments: str, **environment: str) -> str:
+    """Run setup.py in `tree`; its output, whatever it compiled or not."""
+    names = ("CXX", "CXXFLAGS", "CUDA_HOME", "CUDA_PATH", "DYNKERN_SKIP_EXT", "DYNKERN_CUDA_ARCHS")
+    clean = {key: value for key, value in os.environ.items() if key not in names}
+    done = subprocess.run(
+        [sys.executable, "setup.py", *arguments],
+        cwd=tree,
+        env={**clean, **NO_CUDA, **environment},
+        capture_output=True,
+        text=True,
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    return output
+
+
+def libraries(tree: Path) -> dict[str, dict]:
+    return json.loads((tree / "dynkern/_build_info.json").read_text())["libraries"]
+
+
+def need_compiler() -> None:
+    if not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        pytest.skip("no C++ compiler")
+
+
+def test_build_makes_a_library_that_loads_and_is_incremental(tree):
+    need_compiler()
+    setup_py(tree, "build_ext", "--inplace")
+    info = libraries(tree)
+    assert info["cpu"]["built"] and info["cpu"]["reason"] is None
+    assert "-O3" in info["cpu"]["flags"] and "native" not in info["cpu"]["flags"]
+    assert re.search(r"\d", info["cpu"]["compiler_version"])
+    assert not info["cuda"]["built"] and info["cuda"]["reason"]
+    library = ctypes.CDLL(str(tree / "dynkern/_cpu.so"))
+    assert library.dynkern_cpu_abi() == native.CPU_ABI
+    objects = {path: path.stat().st_mtime_ns for path in (tree / "build/native/cpu").glob("*.o")}
+    assert len(objects) == len(list((tree / "csrc/cpu").glob("*.cpp")))
+
+    with (tree / "csrc/cpu/library.cpp").open("a") as source:
+        source.write("// touched\n")
+    setup_py(tree, "build_ext", "--inplace")
+    rebuilt = {path.name for path, time in objects.items() if path.stat().st_mtime_ns != time}
+    assert rebuilt == {"library.cpp.o"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"CXX": "/nonexistent/c++", "CC": "/nonexistent/cc"}, "C++ compiler not found"),
+        ({"CXXFLAGS": "-fno-such-flag-exists"}, "fno-such-flag-exists"),
+        ({"DYNKERN_SKIP_EXT": "1"}, "DYNKERN_SKIP_EXT=1"),
+    ],
+    ids=["no_compiler", "failing_compile", "skipped"],
+)
+def test_what_cannot_be_built_fails_nothing_and_says_why(tree, monkeypatch, environment, reason):
+    if "CXXFLAGS" in environment:
+        need_compiler()
+    stale = tree / "dynkern/_cpu.so"
+    stale.write_bytes(b"of an earlier build")
+    setup_py(tree, "build_ext", "--inplace", **environment)
+    info = libraries(tree)
+    assert [info[name]["built"] for name in ("cpu", "cuda")] == [False, False]
+    assert reason in info["cpu"]["reason"] and "\n" not in info["cpu"]["reason"]
+    assert not stale.exists()
+    # what `dynkern info` says of this installation
+    monkeypatch.setattr(native, "PACKAGE", tree / "dynkern")
+    with pytest.raises(native.LibraryUnavailable, match=re.escape(reason)):
+        native._open("cpu", native.CPU_ABI)
+
+
+def test_source_archive_holds_what_a_build_needs(tree, tmp_path):
+    (tree / "dynkern/_cpu.so").write_bytes(b"of an editable installation")
+    (tree / "dynkern/_build_info.json").write_text("{}")
+    setup_py(tree, "-q", "sdist", "--dist-dir", str(tmp_path / "dist"))
+    [archive] = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    sources = {str(path.relative_to(tree)) for path in (tree / "csrc").rglob("*.*")}
+    assert sources and sources <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE", "dynkern/kernels/native.py"} <= names
+    assert not {name for name in names if name.endswith((".so", "_build_info.json"))}
+
+
+@pytest.mark.parametrize("skip", [True, False], ids=["pure", "native"])
+def test_wheel_holds_the_package_only(tree, tmp_path, skip):
+    if not skip:
+        need_compiler()
+    (tree / "tests").mkdir()
+    (tree / "tests/__init__.py").touch()
+    (tree / "dynkern/_cpu.so").write_bytes(b"of an editable installation")
+    setup_py(
+        tree,
+        *("-q", "bdist_wheel", "--dist-dir", str(tmp_path / "dist")),
+        **({"DYNKERN_SKIP_EXT": "1"} if skip else {}),
+    )
+    [wheel] = (tmp_path / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as file:
+        names = set(file.namelist())
+        info = json.loads(file.read("dynkern/_build_info.json"))
+        metadata = file.read(f"dynkern-{dynkern.__version__}.dist-info/METADATA").decode()
+        library = file.read("dynkern/_cpu.so") if "dynkern/_cpu.so" in names else b""
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"dynkern"}
+    modules = {
+        str(path.relative_to(tree))
+        for path in (tree / "dynkern").rglob("*.py")
+        if (path.parent / "__init__.py").exists()
+    }
+    assert modules <= names
+    assert wheel.name.startswith(f"dynkern-{dynkern.__version__}-py3-none-")
+    assert wheel.name.endswith("-any.whl") == skip
+    assert library.startswith(b"\x7fELF" if sys.platform == "linux" else b"") != skip
+    assert info["version"] == dynkern.__version__
+    assert info["libraries"]["cpu"]["built"] != skip
+    assert "License-Expression: Apache-2.0" in metadata
+
+
+def test_every_room_is_a_package():
+    # the wheel leaves out a folder without __init__.py
+    rooms = {path.parent for path in (ROOT / "dynkern").rglob("*.py")}
+    assert {room for room in rooms if not (room / "__init__.py").exists()} == set()
+
+
+def test_version_is_that_of_the_installation():
+    assert importlib.metadata.version("dynkern") == dynkern.__version__
+
+
+def test_abi_numbers_agree():
+    header = (ROOT / "csrc/common/abi.h").read_text()
+    numbers = dict(re.findall(r"constexpr int k(\w+)Abi = (\d+);", header))
+    assert numbers == {"Cpu": str(native.CPU_ABI), "Cuda": str(native.CUDA_ABI)}
+
+
+def test_stale_library_is_refused():
+    if reason := native.cpu_missing():
+        pytest.skip(reason)
+    with pytest.raises(native.LibraryUnavailable, match=r"_cpu\.so is stale: its ABI is \d+"):
+        native._open("cpu", native.CPU_ABI + 1)
+
+
+def test_broken_or_absent_library_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "PACKAGE", tmp_path)
+    with pytest.raises(native.LibraryUnavailable, match=r"_cpu\.so was never built"):
+        native._open("cpu", native.CPU_ABI)
+    (tmp_path / "_cpu.so").write_bytes(b"no library")
+    with pytest.raises(native.LibraryUnavailable, match=r"_cpu\.so does not load"):
+        native._open("cpu", native.CPU_ABI)
+
+
+def test_status_is_complete():
+    report = native.status()
+    for name in ("cpu", "cuda"):
+        entry = report[name]
+        assert entry["available"] == (entry["reason"] is None)
+        assert entry["path"].endswith(f"_{name}.so")
+        assert entry["build"] is None or entry["build"]["built"] == entry["available"]
+    assert (native.cpu_missing() is None) == report["cpu"]["available"]
+    assert (native.cuda_missing() is None) == (report["cuda"]["devices"] > 0)
+    assert (report["cuda"]["devices_reason"] is None) == (report["cuda"]["devices"] > 0)
+
+
+def test_cpu_features_are_those_of_the_kernel():
+    cpuinfo = Path("/proc/cpuinfo")
+    if reason := native.cpu_missing():
+        pytest.skip(reason)
+    if not cpuinfo.exists() or "flags" not in cpuinfo.read_text():
+        pytest.skip("no x86 /proc/cpuinfo to compare with")
+    flags = re.search(r"^flags\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)[1]
+    known = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512vnni", "avx512bf16"}
+    present = {flag.replace("_", "") for flag in flags.split()}
+    assert set(native.cpu_features()) == known & present
+
+
+def test_native_needs_no_torch_to_report():
+    code = "import sys; from dynkern.kernels import native; native.status(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "dynkern.kernels.native" in modules and "torch" not in modules
