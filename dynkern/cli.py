@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
+
+# typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
+_UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 
 app = typer.Typer(
     name="dynkern",
@@ -96,7 +98,7 @@ def generate(
     seed: Seed = 0,
 ) -> None:
     """Stream one answer; layers run and tokens per second go to stderr."""
-    from dynkern.data import Record, encode_prompt
+    from dynkern.data import Record, encode_prompt, prompt_cap
     from dynkern.llm import LLM
     from dynkern.runtime.request import Completion, RunStats, SamplingParams
 
@@ -104,8 +106,8 @@ def generate(
     ids: str | list[int] = prompt
     if template is not None:
         record = Record(id="0", instruction=prompt, input=input_text, output="", references=())
-        room = llm.spec.max_positions - max_new_tokens
-        ids = encode_prompt(llm.tokenizer, record, template, room, llm.spec.bos_token_id).ids
+        cap = prompt_cap(template, llm.spec.max_positions - max_new_tokens + 1)
+        ids = encode_prompt(llm.tokenizer, record, template, cap, llm.spec.bos_token_id).ids
     elif input_text:
         raise ValueError("--input: given without --template, expected with one")
 
@@ -164,14 +166,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         result = app(args=arguments, standalone_mode=False)
         return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
+    except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
+            print(error.format_message())
+            return 2
         return _complain(error.format_message())
     except (ValueError, OSError, NotImplementedError) as error:
         return _complain(str(error))
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         print("\ndynkern: stopped; --resume goes on with a stopped eval", file=sys.stderr)
         return 130
 

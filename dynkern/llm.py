@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,12 +169,18 @@ class LLM:
         requests = self._requests([prompt], policy, max_new_tokens, False, sampling, None)
         stats = RunStats()
         backend, pieces = self.tokenizer._tokenizer, DecodeStream(skip_special_tokens=True)
+        streamed = ""
         for event in self.engine.stream(requests, options, stats):
-            piece = pieces.step(backend, event.token_id)
+            piece = pieces.step(backend, event.token_id) or ""
+            if event.completion is not None:
+                event.completion.text = self.decode(event.completion.token_ids)
+                # what a character that never came to its end has held back
+                shown, text = streamed + piece, event.completion.text
+                piece += text[len(shown) :] if text.startswith(shown) else ""
+            streamed += piece
             if piece:
                 yield piece
             if event.completion is not None and on_done is not None:
-                event.completion.text = self.decode(event.completion.token_ids)
                 on_done(event.completion, stats)
 
     def _need_tokenizer(self) -> Any:
@@ -225,7 +232,11 @@ class LLM:
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
-            return [int(i) for i in prompt]
+            try:
+                return [operator.index(i) for i in prompt]
+            except TypeError:
+                kind = type(prompt).__name__
+                raise ValueError(f"prompt: got {kind}, expected text or token ids") from None
         if not prompt.strip():
             raise ValueError("prompt: empty, expected some text")
         return self.encode(prompt)

@@ -124,7 +124,9 @@ def test_vocabulary_draws_have_a_finite_logarithm(vocab_size):
     assert drawn.log().isfinite().all() and (drawn < 1).all()
     wider = rng.vocabulary_uniforms(8, request, token, vocab_size + 6)
     assert torch.equal(wider[:, :vocab_size], drawn)
-    assert torch.equal(rng.vocabulary_uniforms(8, request[1:2], token[1:2], vocab_size)[0], drawn[1])
+    assert torch.equal(
+        rng.vocabulary_uniforms(8, request[1:2], token[1:2], vocab_size)[0], drawn[1]
+    )
 
 
 def test_vocabulary_entries_take_the_four_words_of_a_block():

@@ -23,7 +23,7 @@ FIELDS = ("instruction", "input", "output")
 ALPACA = "tatsu-lab/alpaca"
 ALPACA_SPLITS = ("train", "validation", "test")
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # the hub is given up after 23 s of retries: not for a name that is plainly a file's
 _OTHER_FILES = (".txt", ".tsv", ".parquet", ".arrow", ".gz", ".zip", ".xlsx", ".ndjson")
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -196,7 +196,7 @@ def _csv_rows(source: str, text: str) -> Iterator[tuple[int, Any]]:
         if len(cells) != len(header):
             raise ValueError(
                 f"{source}, line {line}: found {len(cells)} cells, expected {len(header)} "
-                f"({', '.join(header)})"
+                f"({_listed(header)})"
             )
         optional = {"id", "source", "references"}
         pairs = zip(header, cells, strict=True)
@@ -211,8 +211,8 @@ def _header(source: str, line: int, names: list[str]) -> list[str]:
     for name in FIELDS:
         if names.count(name) != 1:
             raise ValueError(
-                f"{source}, line {line}: found columns {', '.join(names)}, expected "
-                f"{', '.join(FIELDS)}, each once"
+                f"{source}, line {line}: found columns {_listed(names)}, expected "
+                f"{_listed(FIELDS)}, each once"
             )
     return names
 
@@ -279,9 +279,8 @@ def _record(place: str, index: int, value: Any) -> Record:
         raise ValueError(f"{place}: found {_kind(value)}, expected an object")
     missing = [name for name in FIELDS if name not in value]
     if missing:
-        found = ", ".join(map(str, value)) or "none"
         raise ValueError(
-            f"{place}: found no {missing[0]} (fields: {found}), expected {', '.join(FIELDS)}"
+            f"{place}: found no {missing[0]} (fields: {_listed(value)}), expected {_listed(FIELDS)}"
         )
     texts = {name: _text(place, name, value[name]) for name in FIELDS}
     if not texts["instruction"].strip() and not texts["input"].strip():
@@ -324,3 +323,8 @@ def _text(place: str, name: str, value: Any) -> str:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", type(None): "null"}
     return names.get(type(value), str(value)[:40])
+
+
+def _listed(names: Iterable[str]) -> str:
+    # names come from the file and may hold line breaks; a message is one line
+    return " ".join(", ".join(names).split()) or "none"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from rich.console import Console
     from rich.table import Table
 
@@ -43,7 +42,6 @@ RUN_KEYS = (
 )
 
 NOT_AVAILABLE = "n/a"
-MAX_LABELS = 40
 
 
 def write_results(path: str | Path, meta: Mapping[str, Any], runs: Sequence[Run]) -> None:
@@ -89,6 +87,16 @@ def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         raise
 
 
+def plot_curve(runs: Sequence[Run], path: str | Path, title: str | None = None) -> None:
+    """Draw ROUGE-L against seconds and against layers (`curve.draw_curve`) into a PNG, whole or
+    not at all. ValueError without runs.
+    """
+    from dynkern.evaluation.curve import draw_curve
+
+    figure = draw_curve(runs, title)
+    _write_atomically(Path(path), lambda part: figure.savefig(part, format="png"))
+
+
 def print_table(
     console: Console, runs: Sequence[Run], meta: Mapping[str, Any] | None = None
 ) -> None:
@@ -100,12 +108,18 @@ def print_table(
     from rich.measure import Measurement
 
     whole = _table(runs, _QUALITY + _TIME)
+    screen = console.width
     need = Measurement.get(console, console.options.update(max_width=1000), whole).maximum
-    if need <= console.width or not console.is_terminal:
-        console.print(whole, width=max(need, 1), crop=False)
+    if need <= screen:
+        console.print(whole)
+    elif console.is_terminal:
+        console.print(_table(runs, _QUALITY, narrow=True))
+        console.print(_table(runs, _TIME, narrow=True))
     else:
-        console.print(_table(runs, _QUALITY))
-        console.print(_table(runs, _TIME))
+        # rich takes 80 columns where nothing states a width, and would cut numbers to fit
+        console.width = need
+        console.print(whole)
+        console.width = screen
     for note in timing_notes(runs, meta or {}):
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
@@ -173,111 +187,21 @@ _TIME: tuple[Column, ...] = (
 )
 
 
-def _table(runs: Sequence[Run], columns: Iterable[Column]) -> Table:
+def _table(runs: Sequence[Run], columns: Iterable[Column], narrow: bool = False) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     columns = tuple(columns)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    padding = 0 if narrow else (0, 1, 0, 0)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=padding)
     table.add_column("\npolicy", overflow="fold", min_width=8)
     for title, _ in columns:
         table.add_column(title if "\n" in title else f"\n{title}", justify="right", no_wrap=True)
     for run in runs:
         # Text, not str: rich would read [brackets] in a policy's name as markup
-        table.add_row(Text(str(run["policy"])), *(Text(show(run)) for _, show in columns))
+        cells = [show(run) for _, show in columns]
+        if narrow:
+            cells = [cell.replace(" (", "\n(") for cell in cells]
+        table.add_row(Text(str(run["policy"])), *map(Text, cells))
     return table
-
-
-# colours that readers with any colour vision tell apart (Okabe and Ito), doubled by markers
-_STYLES = tuple(
-    zip(
-        ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#B8A800"),
-        "osD^vP<X",
-        strict=True,
-    )
-)
-_LABEL_OFFSETS = tuple(
-    (right * x, up * y)
-    for x, y in ((0, 9), (8, 6), (10, 0), (8, 14), (0, 19), (16, 10), (16, 22), (0, 30))
-    for up in (1, -1)
-    for right in ((1, -1) if x else (1,))
-)
-
-
-def plot_curve(runs: Sequence[Run], path: str | Path, title: str | None = None) -> None:
-    """Draw ROUGE-L with its 95 % interval against seconds and against layers run, as a PNG.
-
-    Policies of a family (what stands before ":") are joined in order of their layers. The panel
-    of seconds is left out where no run was timed; a run without a value is left out of that panel.
-    ValueError without runs.
-    """
-    if not runs:
-        raise ValueError("runs: got none, expected at least one")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = [("mean_layers", "layers run per routed token (mean)")]
-    if any(_finite(run.get("seconds")) for run in runs):
-        loaded = " (some under load)" if any(run.get("loaded") for run in runs) else ""
-        panels.insert(0, ("seconds", f"wall-clock, end to end [s]{loaded}"))
-    figure = Figure(figsize=(5.6 * len(panels) + 0.6, 4.8), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for panel, (key, label) in zip(axes, panels, strict=True):
-        _draw_panel(panel, runs, key)
-        panel.set_xlabel(label)
-        panel.grid(alpha=0.25)
-    axes[0].set_ylabel("ROUGE-L F1 (bars: 95 % interval)")
-    if title:
-        figure.suptitle(title)
-    handles = {
-        name: handle
-        for panel in axes
-        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
-    figure.draw_without_rendering()
-    for panel, (key, _) in zip(axes, panels, strict=True):
-        _label_points(panel, runs, key)
-    _write_atomically(Path(path), lambda part: figure.savefig(part, format="png"))
-
-
-def _finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def _family(run: Run) -> str:
-    return str(run["policy"]).split(":", 1)[0]
-
-
-def _drawable(runs: Sequence[Run], key: str) -> list[Run]:
-    return [run for run in runs if _finite(run.get(key)) and _finite(run.get("rougeL"))]
-
-
-def _draw_panel(panel: Axes, runs: Sequence[Run], key: str) -> None:
-    families = list(dict.fromkeys(_family(run) for run in runs if _family(run) != "full"))
-    styles = {name: _STYLES[i % len(_STYLES)] for i, name in enumerate(families)}
-    shown = _drawable(runs, key)
-    if not shown:
-        panel.text(0.5, 0.5, "nothing measured", ha="center", transform=panel.transAxes)
-    for name in ["full", *families]:
-        members = [run for run in shown if _family(run) == name]
-        if not members:
-            continue
-        members.sort(key=lambda run: (run.get("mean_layers") or 0.0, run[key]))
-        colour, marker = styles.get(name, ("black", "*"))
-        panel.errorbar(
-            [run[key] for run in members],
-            [run["rougeL"] for run in members],
-            yerr=[_reach(run, 0) for run in members], label=name, color=colour, marker=marker,
-        )
-    panel.margins(x=0.08, y=0.12)
-
-
-def _reach(run: Run, side: int) -> float:
-    limits = run.get("rougeL_ci")
-    if not limits or not _finite(limits[side]):
-        return 0.0
-    return max(0.0, (limits[side] - run["rougeL"]) * (1 if side else -1))

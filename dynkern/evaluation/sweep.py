@@ -26,7 +26,7 @@ from dynkern.runtime.engine import RunOptions
 from dynkern.runtime.request import Policy
 
 # batches that the timing pass runs at natural lengths; more prompts say nothing new about time
-TIMED_BATCHES = 8
+TIMED_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,11 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
         check_policy(policy, llm.spec.num_layers)
     prompts, truncated = _encode(llm, records, config)
     started = datetime.now(timezone.utc)
-    config.output.mkdir(parents=True, exist_ok=True)
     store = SampleStore(
-        config.output / "samples.jsonl", _fingerprint(llm, prompts, config), config.resume
+        config.output / "samples.jsonl",
+        _fingerprint(llm, prompts, config),
+        config.resume,
+        order=[record.id for record in records],
     )
     with store, _progress(console) as progress:
         run = {**config.run, "max_new_tokens": config.max_new_tokens}
@@ -166,7 +168,7 @@ def _run_row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(RUN_KEYS)
     row |= {"policy": spec, "batch_size": config.batch_size}
-    row |= aggregate(store.rows(spec), store.rows("full"), config.seed)
+    row |= aggregate(store.rows(spec), store.rows("full"), config.seed, config.prefill)
     return row | (speed.columns[spec] if speed is not None else {})
 
 

@@ -130,12 +130,14 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
         policy: Policy,
         options: RunOptions,
     ) -> Tensor:
-        pad = config.pad_token_id if config.pad_token_id is not None else 0
         eos = config.eos_token_id
-        eos_ids = frozenset(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        eos_list = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        eos_ids, pad = frozenset(eos_list), config.pad_token_id
+        if pad is None and eos_list:
+            pad = eos_list[0]  # as in transformers
         ids = inputs if inputs is not None else rest.get("input_ids")
         rows = RowBatch(ids, rest.get("attention_mask"), None if pad in eos_ids else pad)
-        new_tokens = _new_tokens(config, rows.width)
+        new_tokens = _new_tokens(config, rows.width, self.config.max_position_embeddings)
         requests = [
             Request(row, prompt, policy, new_tokens, eos_ids)
             for row, prompt in enumerate(rows.prompts)
@@ -151,7 +153,8 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
         result = self._packed.engine(self).run(requests, options, on_token)
         if streamer is not None:
             streamer.end()
-        return rows.append([c.token_ids for c in result.completions], pad)
+        # without pad and EOS token no row ends early, and none is padded
+        return rows.append([c.token_ids for c in result.completions], 0 if pad is None else pad)
 
 
 def _rows(inputs: Tensor | None, kwargs: dict[str, Any]) -> int:
@@ -173,11 +176,12 @@ def _not_served(config: GenerationConfig, rest: dict[str, Any], rows: int) -> st
     return None
 
 
-def _new_tokens(config: GenerationConfig, prompt_width: int) -> int:
+def _new_tokens(config: GenerationConfig, prompt_width: int, max_positions: int) -> int:
     if config.max_new_tokens is not None:
         return config.max_new_tokens
     if config.max_length is None:
-        return _DEFAULT_NEW_TOKENS
+        # a length that nobody asked for must not fail a long prompt
+        return max(1, min(_DEFAULT_NEW_TOKENS, max_positions - prompt_width))
     if config.max_length <= prompt_width:
         raise ValueError(
             f"max_length: got {config.max_length} for a prompt of {prompt_width} tokens, "

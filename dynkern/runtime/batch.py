@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class DecodeBatch:
     All tensors are on the device and keep their addresses for the batch's life: token, position
     (index in the row), request, step (tokens generated so far): int64 [B]; alive: bool [B];
     route: bool [L, B], all True for a token policy. `program` is the token policy's program, or
-    None for planned routes.
+    None for planned routes. `fill` belongs to the executor: its kv_fill state over passes.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class DecodeBatch:
         self.alive = torch.zeros(n_slots, dtype=torch.bool, device=device)
         self.route = torch.zeros(num_layers, n_slots, dtype=torch.bool, device=device)
         self.kv_fill, self.program, self.seed = kv_fill, program, seed
+        self.fill: Any = None
         self._planned: PlannedRows | None = None
         self._alive_rows: tuple[Tensor, Tensor] | None = None
 

@@ -85,12 +85,11 @@ class Engine:
         self._check(requests, options)
         scheduler = Scheduler(requests, options.batch_size, self.spec.num_layers)
         while (batch := scheduler.next_batch()) is not None:
+            run = _BatchRun(self, batch, options, stats)
             try:
-                yield from _BatchRun(self, batch, options, stats).events()
+                yield from run.events()
             finally:
-                with self.stepping():
-                    if self._cache is not None:
-                        self._cache.release_all()
+                run.close()
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -101,13 +100,17 @@ class Engine:
         with torch.inference_mode(), named:
             yield
 
-    def cache_for(self, n_slots: int, n_lanes: int, capacity: int) -> KVCache:
-        """An empty cache with at least this room; the last one again where it fits."""
+    def take_cache(self, n_slots: int, n_lanes: int, capacity: int) -> KVCache:
+        """An empty cache with at least this room: the one last given back, where it fits.
+
+        It is the taker's alone until `give_back`: a stream may wait while others run.
+        """
         capacity = -(-capacity // 16) * 16
-        if self._cache is None or not self._cache.fits(n_slots, n_lanes, capacity):
-            self._cache = None  # freed ahead of the larger one
+        cache, self._cache = self._cache, None
+        if cache is None or not cache.fits(n_slots, n_lanes, capacity):
+            cache = None  # freed ahead of the larger one
             spec = self.spec
-            self._cache = KVCache(
+            cache = KVCache(
                 spec.num_layers,
                 n_slots,
                 n_lanes,
@@ -117,7 +120,13 @@ class Engine:
                 self.weights.token_embedding.dtype,
                 self.device,
             )
-        return self._cache
+        return cache
+
+    def give_back(self, cache: KVCache) -> None:
+        """Empty a cache that was taken, and keep it for the next batch."""
+        with self.stepping():
+            cache.release_all()
+        self._cache = cache
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read next is right."""
@@ -164,6 +173,7 @@ class _BatchRun:
         self.engine, self.options, self.stats = engine, options, stats
         self.requests, self.program = scheduled.requests, scheduled.program
         self.picker = TokenPicker(engine.weights, scheduled.sampling, options.seed)
+        self.cache: KVCache | None = None
         layers = engine.spec.num_layers
         self.rows = [
             Completion(r.id, list(r.prompt_ids), layer_counts=[0] * layers) for r in self.requests
@@ -188,6 +198,12 @@ class _BatchRun:
                 events = self._commit(alive, tokens)
             stats.seconds_decode += time.perf_counter() - started
             yield from events
+
+    def close(self) -> None:
+        """Give back what the batch holds, whether or not it ran to its end."""
+        if self.cache is not None:
+            self.engine.give_back(self.cache)
+            self.batch.fill = self.cache = None
 
     def _prefill(self) -> list[int]:
         """Token 1 of every row; leaves the batch and its cache ready to decode."""
@@ -238,7 +254,6 @@ class _BatchRun:
         routes = plans or [route_math.full(num_layers)] * n_slots
         capacity = max(len(r.prompt_ids) + r.max_new_tokens for r in self.requests)
         n_lanes = int(sum(route.sum() for route in routes))
-        self.cache = engine.cache_for(n_slots, n_lanes, capacity)
         self.batch = DecodeBatch(
             num_layers,
             n_slots,
@@ -247,6 +262,7 @@ class _BatchRun:
             self.options.seed,
             engine.device,
         )
+        self.cache = engine.take_cache(n_slots, n_lanes, capacity)
         self.picker.begin(n_slots, capacity, engine.device)
         for slot, request in enumerate(self.requests):
             start, end = state.bounds[owner[slot]], state.bounds[owner[slot] + 1]

@@ -81,7 +81,9 @@ def test_every_format_holds_the_same_tensors(tmp_path, module, save):
         with pytest.raises(KeyError):
             tensors["lm_head.bias"]
     llm = LLM(tmp_path)
-    assert torch.equal(llm.engine.weights.token_embedding, expected["model.decoder.embed_tokens.weight"])
+    assert torch.equal(
+        llm.engine.weights.token_embedding, expected["model.decoder.embed_tokens.weight"]
+    )
     want = module.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=5)[0, 4:].tolist()
     assert llm.generate(PROMPTS, max_new_tokens=5)[0].token_ids == want
 
@@ -130,8 +132,6 @@ def test_a_pickle_with_code_does_not_run(tmp_path, module):
     with one_line_error(ValueError, "^model: .*pytorch_model.bin cannot be read"):
         LLM(tmp_path)
     assert not (tmp_path / "it ran").exists()
-
-
 
 
 GARBAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -243,7 +243,9 @@ def offline_hub(tmp_path, monkeypatch) -> Path:
     return cache
 
 
-@pytest.mark.parametrize("model_id", ["facebook/opt-125m", "opt", "not a/valid id", "~/x", "a..b/c"])
+@pytest.mark.parametrize(
+    "model_id", ["facebook/opt-125m", "opt", "not a/valid id", "~/x", "a..b/c"]
+)
 def test_a_hub_id_without_network(offline_hub, model_id):
     with one_line_error(FileNotFoundError, f"^model: '{model_id}' is no directory here and could"):
         LLM(model_id)

@@ -35,7 +35,6 @@ class EagerExecutor:
         self.spec, self.weights = spec, weights
         self.device = weights.token_embedding.device
         self.dtype = weights.token_embedding.dtype
-        self._fill: tuple[DecodeBatch, KVFill] | None = None
 
     # -- prefill ---------------------------------------------------------------------------------
 
@@ -105,9 +104,10 @@ class EagerExecutor:
         return PassResult(run.settle(rows, n, token), ran, fill.filled, run.head_rows)
 
     def _fill_of(self, batch: DecodeBatch, cache: KVCache) -> KVFill:
-        if self._fill is None or self._fill[0] is not batch:
-            self._fill = batch, make_kv_fill(self.spec, self.weights, batch, cache)
-        return self._fill[1]
+        # kept with the batch: batches of two streams may take turns
+        if batch.fill is None:
+            batch.fill = make_kv_fill(self.spec, self.weights, batch, cache)
+        return batch.fill
 
     # -- parts of a pass -------------------------------------------------------------------------
 
