@@ -28,6 +28,9 @@ def __getattr__(name: str) -> Any:
     # torch alone takes seconds to import: `dynkern --help` must not pay for it
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name.startswith("__"):
+        # what is probed for is no room, and importing __main__ would run the command line
+        raise AttributeError(f"module 'dynkern' has no attribute {name!r}")
     try:
         return importlib.import_module(f"dynkern.{name}")
     except ModuleNotFoundError as error:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from support.checkpoint import save_checkpoint, save_records
 
 from dynkern.cli import main
+from support.checkpoint import save_checkpoint, save_records
 
 
 @pytest.fixture(scope="module")

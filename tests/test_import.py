@@ -38,7 +38,12 @@ def python(code: str, **environment: str) -> str:
     """stdout of a fresh interpreter that finds this package and, by default, little else."""
     result = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(PACKAGE.parent), "PATH": "", "CUDA_VISIBLE_DEVICES": "", **environment},
+        env={
+            "PYTHONPATH": str(PACKAGE.parent),
+            "PATH": "",
+            "CUDA_VISIBLE_DEVICES": "",
+            **environment,
+        },
         capture_output=True,
         text=True,
         cwd="/",

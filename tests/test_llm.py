@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoint import save_checkpoint
-from support.errors import one_line_error
-from support.greedy import assert_same_greedy
-from support.opt import random_prompts, save_opt
 
 import dynkern
 from dynkern.llm import LLM
 from dynkern.runtime.request import SamplingParams
+from support.checkpoint import save_checkpoint
+from support.errors import one_line_error
+from support.greedy import assert_same_greedy
+from support.opt import random_prompts, save_opt
 
 NUM_LAYERS = 6
 TEXTS = ["the restaurant is near", "Today is", "what is the capital of France? — naïve 日本"]

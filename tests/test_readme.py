@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.checkpoint import save_checkpoint, save_records
 
 from dynkern.ops import OPS
+from support.checkpoint import save_checkpoint, save_records
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

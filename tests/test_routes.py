@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.errors import one_line_error
 
 from dynkern import rng, routes
 from dynkern.routes import TokenProgram
+from support.errors import one_line_error
 
 DEPTHS = range(1, 49)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import datasets
 import pytest
-from support.errors import one_line_error
 
 from dynkern.data import Record, alpaca_indices, load_records
+from support.errors import one_line_error
 
 RECORDS = [
     {"instruction": "Add.", "input": "1, 2", "output": "3"},

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.errors import one_line_error
 
 from dynkern.data import (
     TEMPLATES,
@@ -19,6 +18,7 @@ from dynkern.data import (
     prompt_text,
     response_text,
 )
+from support.errors import one_line_error
 
 BOS = 2
 HEAD = (

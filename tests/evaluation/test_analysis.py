@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.errors import one_line_error
 
 from dynkern.evaluation.analysis import (
     aggregate,
@@ -14,6 +13,7 @@ from dynkern.evaluation.analysis import (
     bootstrap_interval,
     difference_interval,
 )
+from support.errors import one_line_error
 
 SCORES = np.random.default_rng(3).beta(2, 5, size=80)
 IDS = st.lists(st.integers(0, 3), max_size=8)

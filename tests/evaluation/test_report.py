@@ -10,7 +10,6 @@ import os
 import numpy as np
 import pytest
 from rich.console import Console
-from support.errors import one_line_error
 
 from dynkern.evaluation.curve import MAX_LABELS, draw_curve
 from dynkern.evaluation.report import (
@@ -20,6 +19,7 @@ from dynkern.evaluation.report import (
     timing_notes,
     write_results,
 )
+from support.errors import one_line_error
 
 # the contract of results.json, word for word
 CONTRACT = """policy batch_size rouge1 rouge2 rougeL rougeL_ci agreement_with_full mean_layers

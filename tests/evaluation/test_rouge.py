@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from support.errors import one_line_error
 
 from dynkern.evaluation.rouge import METRICS, score
+from support.errors import one_line_error
 
 
 def test_by_hand():

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.errors import one_line_error
 
 from dynkern.evaluation.samples import ROW_KEYS, SampleStore
+from support.errors import one_line_error
 
 PRINT = {"model": {"name": "tiny", "layers": 6}, "dtype": "float32", "limit": None}
 ORDER = [str(i) for i in range(6)]

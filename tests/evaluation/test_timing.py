@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.machine import FakeMachine
 
 from dynkern.evaluation.load_meter import LoadMeter, LoadReading, read_load
 from dynkern.evaluation.timing import MIN_WINDOW, Spread, interleave
+from support.machine import FakeMachine
 
 
 def busy_between(start: float, end: float, cores: float = 0.5):

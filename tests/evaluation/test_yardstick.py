@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.machine import FakeEngine, FakeMachine
 
 from dynkern import cost
 from dynkern.cost import PassCount
 from dynkern.evaluation.timing import Timings, calibrate, interleave
+from support.machine import FakeEngine, FakeMachine
 
 ROWS = (1, 2, 4, 8)
 LAYERS = 12

@@ -10,11 +10,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers
-from support.opt import random_prompts, tiny_config, tiny_opt
-from support.twins import padded, twins
 from torch import nn
 
 import dynkern
+from support.opt import random_prompts, tiny_config, tiny_opt
+from support.twins import padded, twins
 
 INPUTS = padded(random_prompts(4, seed=7))
 POLICIES = ["full", "uniform:3"]
@@ -188,9 +188,7 @@ def test_state_dict_and_modules_are_unchanged(used):
     unused = model()
     assert list(module.state_dict()) == list(unused.state_dict())
     assert [name for name, _ in module.named_modules()] == [n for n, _ in unused.named_modules()]
-    for (name, a), (_, b) in zip(
-        module.named_parameters(), unused.named_parameters(), strict=True
-    ):
+    for (name, a), (_, b) in zip(module.named_parameters(), unused.named_parameters(), strict=True):
         assert torch.equal(a, b), name
         assert a.requires_grad and a.is_leaf and not a.is_inference()
     assert [name for name, _ in module.named_buffers()] == [n for n, _ in unused.named_buffers()]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from transformers import GenerationConfig
+
 from support.errors import one_line_error
 from support.greedy import assert_same_greedy, new_tokens
 from support.opt import VARIANTS, random_prompts
 from support.twins import PAD, check_equal, padded, twins
-from transformers import GenerationConfig
 
 # transformers' advice to name a length; some tests name none on purpose
 pytestmark = pytest.mark.filterwarnings("ignore:Using the model-agnostic default")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from support.errors import one_line_error
-from support.greedy import new_tokens
-from support.opt import random_prompts, save_opt
-from support.twins import EOS, padded, twins
 from transformers import GenerationConfig
 
 import dynkern
 from dynkern.llm import LLM
+from support.errors import one_line_error
+from support.greedy import new_tokens
+from support.opt import random_prompts, save_opt
+from support.twins import EOS, padded, twins
 
 NEW_TOKENS = 16
 

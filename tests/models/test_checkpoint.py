@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.errors import one_line_error
-from support.opt import save_opt, tiny_opt
 
 from dynkern.llm import LLM
 from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
+from support.errors import one_line_error
+from support.opt import save_opt, tiny_opt
 
 PROMPTS = [[2, 40, 41, 42], [2, 7]]
 

@@ -8,13 +8,13 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.errors import one_line_error
-from support.opt import VARIANTS, save_opt, tiny_config, tiny_opt
 
 from dynkern.llm import LLM, choose_device, choose_dtype
 from dynkern.models.opt import pack_weights, spec_from_config
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights, LayerWeights
+from support.errors import one_line_error
+from support.opt import VARIANTS, save_opt, tiny_config, tiny_opt
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.errors import one_line_error
 
 import dynkern
 from dynkern.policies import (
@@ -18,6 +17,7 @@ from dynkern.policies import (
     Uniform,
     UniformEven,
 )
+from support.errors import one_line_error
 
 CANONICAL = {
     "full": Full(),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.errors import one_line_error
-from support.opt import random_prompts, save_opt
 
 import dynkern
 from dynkern.llm import LLM
 from dynkern.policies import PlanRequest, check_policy
+from support.errors import one_line_error
+from support.opt import random_prompts, save_opt
 
 NUM_LAYERS = 6
 

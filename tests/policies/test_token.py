@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.opt import random_prompts, save_opt
 
 import dynkern
 from dynkern.llm import LLM
 from dynkern.policies import Confidence
 from dynkern.routes import TokenProgram
+from support.opt import random_prompts, save_opt
 
 ROWS = 200
 STEPS = 30

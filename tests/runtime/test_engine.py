@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.opt import random_prompts, save_opt
-from support.trace import trace_run
 
 from dynkern.llm import LLM
 from dynkern.policies import policy
 from dynkern.runtime.engine import RunOptions
 from dynkern.runtime.request import Request, RunStats
+from support.opt import random_prompts, save_opt
+from support.trace import trace_run
 
 NUM_LAYERS = 6
 

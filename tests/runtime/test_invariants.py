@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support.opt import VARIANTS, random_prompts, save_opt
-from support.tolerances import assert_logits_close
-from support.trace import trace_run
 
 from dynkern.evaluation.compute_then_mask import masked_logits
 from dynkern.llm import LLM
 from dynkern.routes import KV_FILLS
+from support.opt import VARIANTS, random_prompts, save_opt
+from support.tolerances import assert_logits_close
+from support.trace import trace_run
 
 NUM_LAYERS = 6
 NEW_TOKENS = 12

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from support.opt import save_opt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from support.opt import save_opt
 
 SENTENCES = (
     "the restaurant is near the river and serves cheap food",

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from itertools import zip_longest
 
 import torch
-from support.tolerances import LOGITS
 from torch import Tensor
+
+from support.tolerances import LOGITS
 
 
 def new_tokens(ids: Tensor, width: int, eos: Iterable[int]) -> list[list[int]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from support.greedy import assert_same_greedy, new_tokens
-from support.opt import tiny_opt
 
 import dynkern
+from support.greedy import assert_same_greedy, new_tokens
+from support.opt import tiny_opt
 
 PAD, EOS = 1, 2
 
