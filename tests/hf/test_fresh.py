@@ -196,8 +196,10 @@ def test_state_dict_and_modules_are_unchanged(used):
 
 def test_a_deep_copy_is_independent(used):
     module, before = used
+    engine = module._packed.engine(module)
     twin = copy.deepcopy(module)
     assert torch.equal(ids(twin), before)
+    assert module._packed.engine(module) is engine is not twin._packed.engine(twin)
     data_edit("layers.0.self_attn.q_proj.weight")(twin)
     data_edit("layers.0.fc1.weight")(twin)
     assert torch.equal(ids(module), before)

@@ -36,8 +36,6 @@ class EagerExecutor:
         self.device = weights.token_embedding.device
         self.dtype = weights.token_embedding.dtype
 
-    # -- prefill ---------------------------------------------------------------------------------
-
     def prefill(
         self, prompts: Sequence[Sequence[int]], routes: Tensor | None = None
     ) -> PrefillResult:
@@ -76,8 +74,6 @@ class EagerExecutor:
 
         self._layer(layer, stream, rows.tokens, None, attend)
 
-    # -- decode ----------------------------------------------------------------------------------
-
     def decode(self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker) -> PassResult:
         """One routed pass for the live rows of `batch`; appends to `cache` and picks tokens."""
         fill = self._fill_of(batch, cache)
@@ -108,8 +104,6 @@ class EagerExecutor:
         if batch.fill is None:
             batch.fill = make_kv_fill(self.spec, self.weights, batch, cache)
         return batch.fill
-
-    # -- parts of a pass -------------------------------------------------------------------------
 
     def fixed_part(self, batch: DecodeBatch, picker: TokenPicker) -> Tensor:
         """Embedding, final norm and LM head of the live rows: t_fixed of the cost model."""
