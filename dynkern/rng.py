@@ -29,7 +29,10 @@ def philox(counter: tuple[Tensor | int, ...], seed: int) -> tuple[Tensor, Tensor
     """
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: got {seed}, expected an integer from 0 to 2**64 - 1")
-    words = torch.broadcast_tensors(*(torch.as_tensor(c, dtype=torch.int64) for c in counter))
+    device = next((c.device for c in counter if isinstance(c, Tensor)), None)
+    words = torch.broadcast_tensors(
+        *(torch.as_tensor(c, dtype=torch.int64, device=device) for c in counter)
+    )
     c0, c1, c2, c3 = (w & _MASK for w in words)
     k0, k1 = seed & _MASK, seed >> 32
     for _ in range(_ROUNDS):

@@ -43,7 +43,8 @@ def masked_logits(
             k, v = copied.fill(index, h, k, v)
         visible = torch.ones(len(run), len(run), dtype=torch.bool, device=run.device).tril()
         if kv_fill == "mask":
-            visible = visible & (run[None, :] | torch.eye(len(run), dtype=torch.bool))
+            itself = torch.eye(len(run), dtype=torch.bool, device=run.device)
+            visible = visible & (run[None, :] | itself)
         h = torch.where(run[:, None], _layer(layer, h, x, k, v, visible), h)
     if decoder.final_layer_norm is not None:
         h = decoder.final_layer_norm(h)

@@ -15,6 +15,8 @@ FLOOR = {
     torch.bfloat16: 8e-3,
     torch.float16: 1e-3,
 }
+# the reference itself in `dtype` against float64, relative to the largest true value
+REFERENCE = {torch.float32: 2e-6, torch.bfloat16: 2.5e-2, torch.float16: 3e-3}
 # logits of a whole model against float64, relative to the largest logit
 LOGITS = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 
@@ -25,12 +27,27 @@ def assert_as_good(actual: Tensor, plain: Tensor, truth: Tensor) -> None:
     if not actual.is_floating_point():
         assert torch.equal(actual.cpu(), truth.cpu())
         return
+    if truth.numel() == 0:
+        return
     truth = truth.double().cpu()
     error = (actual.double().cpu() - truth).abs()
     allowed = FACTOR * (plain.double().cpu() - truth).abs().max()
     allowed = allowed + FLOOR[actual.dtype] * truth.abs().max()
     assert not error.isnan().any(), f"NaN at {_first(error.isnan())}"
-    worst = error.max() if error.numel() else torch.tensor(0.0)
+    worst = error.max()
+    assert worst <= allowed, f"error {worst:.3g} > {allowed:.3g} at {_first(error == worst)}"
+
+
+def assert_near(actual: Tensor, truth: Tensor, dtype: torch.dtype, least: float = 0.0) -> None:
+    """The reference in `dtype` against the float64 truth, by the table. least: smallest
+    size of values to be relative to, 1 for probabilities.
+    """
+    assert actual.shape == truth.shape
+    if truth.numel() == 0:
+        return
+    error = (actual.double() - truth).abs()
+    worst, size = error.max(), truth.abs().max().clamp(min=least)
+    allowed = REFERENCE[dtype] * size
     assert worst <= allowed, f"error {worst:.3g} > {allowed:.3g} at {_first(error == worst)}"
 
 

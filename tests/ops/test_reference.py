@@ -1,0 +1,273 @@
+"""Each reference against loops written from its contract, in float64; and its gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynkern import ops, rng
+from dynkern.kernels.reference.gate import gate
+from dynkern.kernels.reference.kv_project import kv_project
+from dynkern.kernels.reference.ragged_attention import (
+    ragged_attention_decode,
+    ragged_attention_prefill,
+)
+from dynkern.kernels.reference.ragged_linear import ragged_linear
+from dynkern.kernels.reference.residual_bypass_layer_norm import residual_bypass_layer_norm
+from dynkern.ops import OPS
+from support.samples import samples
+
+D = torch.float64
+
+
+def each(label: str):
+    for sample in samples(label, seed=29):
+        args = sample.to("cpu", D)
+        given = sample.to("cpu", D)
+        result = OPS[label].kernels["reference"].function(*args)
+        yield sample, given, args, result
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    mean = sum(x) / len(x)
+    variance = sum((v - mean) ** 2 for v in x) / len(x)
+    y = torch.stack([(v - mean) / math.sqrt(variance + eps) for v in x])
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def test_embed():
+    for _, (ids, positions, tokens, table, project, offset), _, result in each("embed"):
+        for j, (i, p) in enumerate(zip(ids.tolist(), positions.tolist(), strict=True)):
+            token = tokens[i] if project is None else project @ tokens[i]
+            assert close(result[j], token + table[p + offset])
+
+
+def test_route_compact():
+    for _, (keep,), _, (row_index, n_active) in each("route_compact"):
+        for bits, rows, n in zip(keep.tolist(), row_index.tolist(), n_active.tolist(), strict=True):
+            kept = [i for i, bit in enumerate(bits) if bit]
+            assert n == len(kept) and rows[:n] == kept
+            assert rows[n:] == [i for i, bit in enumerate(bits) if not bit]
+
+
+def test_residual_bypass_layer_norm():
+    for sample, given, args, y in each("residual_bypass_layer_norm"):
+        h, delta, delta_rows, n_delta, weight, bias, rows, n, norm, eps = given
+        expected = h.clone()
+        for j in range(int(n_delta) if delta is not None else 0):
+            i = int(delta_rows[j])
+            expected[i] = h[i] + delta[j]
+            if norm == "post":
+                expected[i] = layer_norm(expected[i], weight, bias, eps)
+        assert close(args[0], expected), sample.name
+        for j in range(int(n)):
+            row = expected[int(rows[j])]
+            normed = layer_norm(row, weight, bias, eps) if norm == "pre" else row
+            assert close(y[j], normed), sample.name
+
+
+def test_ragged_linear():
+    act = {
+        "none": lambda z: z,
+        "relu": lambda z: z.clamp(min=0),
+        "gelu": lambda z: z * 0.5 * (1 + torch.erf(z / math.sqrt(2))),
+    }
+    for sample, (x, weight, bias, rows, n, activation), _, y in each("ragged_linear"):
+        for j in range(int(n)):
+            row = x[j if rows is None else int(rows[j])]
+            z = (weight * row).sum(dim=1) + (0 if bias is None else bias)
+            assert close(y[j], act[activation](z)), sample.name
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """One token, one head: q [Dh], keys and values [T, Dh]."""
+    scores = [scale * float(q @ key) for key in keys]
+    top = max(scores)
+    weights = [math.exp(s - top) for s in scores]
+    return sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
+
+
+def test_ragged_attention_prefill():
+    for sample, (q, k, v, ends, scale), _, y in each("ragged_attention.prefill"):
+        for start, end in zip(ends.tolist(), ends.tolist()[1:], strict=False):
+            for t in range(start, end):
+                heads = [
+                    attend(q[t, h], k[start : t + 1, h], v[start : t + 1, h], scale)
+                    for h in range(q.shape[1])
+                ]
+                assert close(y[t], torch.cat(heads)), sample.name
+
+
+def test_ragged_attention_decode():
+    for sample, given, args, y in each("ragged_attention.decode"):
+        q, k, v, k_cache, v_cache, lane, length, rows, n, scale = given
+        for j in range(int(n)):
+            i = int(rows[j])
+            c, p = int(lane[i]), int(length[i])
+            k_cache[c, :, p], v_cache[c, :, p] = k[j], v[j]
+            heads = [
+                attend(q[j, h], k_cache[c, h, : p + 1], v_cache[c, h, : p + 1], scale)
+                for h in range(q.shape[1])
+            ]
+            assert close(y[j], torch.cat(heads)), sample.name
+        assert torch.equal(args[3].nan_to_num(9.0), k_cache.nan_to_num(9.0))
+        assert torch.equal(args[4].nan_to_num(9.0), v_cache.nan_to_num(9.0))
+
+
+def test_kv_project():
+    for sample, given, args, _ in each("kv_project"):
+        x, weight, bias, k_cache, v_cache, lane, position, n = given
+        heads, size = k_cache.shape[1], k_cache.shape[3]
+        for j in range(int(n)):
+            kv = weight @ x[j] + (0 if bias is None else bias)
+            k, v = kv[: heads * size].view(heads, size), kv[heads * size :].view(heads, size)
+            k_cache[lane[j], :, position[j]], v_cache[lane[j], :, position[j]] = k, v
+        for got, expected in zip(args[3:5], (k_cache, v_cache), strict=True):
+            assert close(got.nan_to_num(9.0), expected.nan_to_num(9.0)), sample.name
+
+
+def test_kv_copy_forward():
+    for sample, (k, v, lane, source, position), args, _ in each("kv_copy_forward"):
+        expected = k.clone(), v.clone()
+        for layer, row in ((source >= 0) & (lane >= 0)).nonzero().tolist():
+            origin = int(lane[source[layer, row], row])
+            if origin < 0:
+                continue
+            for cache, before in zip(expected, (k, v), strict=True):
+                cache[lane[layer, row], :, position[row]] = before[origin, :, position[row]]
+        assert torch.equal(args[0], expected[0]) and torch.equal(args[1], expected[1]), sample.name
+
+
+def test_gate():
+    for sample, (h, weights, biases, uniform), _, (logits, keep) in each("gate"):
+        for i, row in enumerate(h):
+            x = row
+            for place, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+                x = weight @ (x if place == 0 else x.clamp(min=0)) + bias
+            assert close(logits[i], x), sample.name
+            run = 1 / (1 + math.exp(float(x[0] - x[1])))
+            expected = x[1] > x[0] if uniform is None else float(uniform[i]) < run
+            assert bool(keep[i]) == bool(expected), sample.name
+
+
+def test_gate_with_equal_logits_skips():
+    h = torch.randn(3, 4)
+    _, keep = ops.gate(h, [torch.zeros(2, 4)], [torch.ones(2)])
+    assert keep.tolist() == [False] * 3
+
+
+def test_lm_head_argmax():
+    for sample, (x, weight, n), _, (token, top, margin, log_sum) in each("lm_head_argmax"):
+        for j in range(int(n)):
+            z = [float(w @ x[j]) for w in weight]
+            total = sum(math.exp(v) for v in z)
+            first, second = sorted(z, reverse=True)[:2]
+            assert int(token[j]) == z.index(first), sample.name
+            assert math.isclose(float(top[j]), math.exp(first) / total, rel_tol=1e-9)
+            gap = (math.exp(first) - math.exp(second)) / total
+            assert math.isclose(float(margin[j]), gap, rel_tol=1e-7, abs_tol=1e-12)
+            assert math.isclose(float(log_sum[j]), math.log(total), rel_tol=1e-9)
+
+
+def test_arg_max_ties_go_to_the_lowest_id():
+    weight = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    token, _, margin, _ = ops.lm_head_argmax(torch.tensor([[2.0, 1.0]]), weight)
+    assert token.tolist() == [1] and margin.tolist() == [0.0]
+    draw = ops.sample(torch.zeros(1, 9), None, torch.zeros(1).long(), torch.zeros(1).long(), 0, 0.0)
+    assert draw.tolist() == [0]
+
+
+def test_sample():
+    for sample, given, _, token in each("sample"):
+        logits, history, request, step, seed, temperature, top_k, top_p, penalty = given
+        for b in range(logits.shape[0]):
+            z = logits[b].tolist()
+            for i in set(history[b].tolist()) - {-1} if history is not None else ():
+                z[i] = z[i] / penalty if z[i] > 0 else z[i] * penalty
+            if temperature == 0.0:
+                assert int(token[b]) == z.index(max(z)), sample.name
+                continue
+            order = sorted(range(len(z)), key=lambda i: (-z[i], i))
+            order = order[:top_k] if top_k else order
+            total = sum(math.exp(z[i] / temperature) for i in order)
+            kept, mass = [], 0.0
+            for i in order:
+                if mass < top_p:
+                    kept.append(i)
+                mass += math.exp(z[i] / temperature) / total
+            draw = rng.vocabulary_uniforms(seed, request[b : b + 1], step[b : b + 1], len(z))[0]
+            noisy = {i: z[i] / temperature - math.log(-math.log(float(draw[i]))) for i in kept}
+            assert int(token[b]) == max(noisy, key=noisy.get), sample.name
+
+
+def test_sampled_frequencies_are_those_of_softmax():
+    logits = torch.tensor([2.0, 0.0, 1.0, -1.0, 0.5])
+    count = 20_000
+    rows, step = logits.expand(count, -1), torch.zeros(count, dtype=torch.int64)
+    token = ops.sample(rows, None, torch.arange(count), step, 3)
+    expected = logits.double().softmax(dim=-1) * count
+    seen = torch.bincount(token, minlength=5).double()
+    # chi-square with 4 degrees of freedom exceeds 18.5 once in a thousand seeds
+    assert float(((seen - expected) ** 2 / expected).sum()) < 18.5
+
+
+def test_gradients():
+    make = torch.Generator().manual_seed(2)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=make, dtype=D).requires_grad_()
+
+    rows, n = torch.tensor([2, 0, 3, 1], dtype=torch.int32), torch.tensor(3, dtype=torch.int32)
+    check = torch.autograd.gradcheck
+    assert check(
+        lambda x, w, b: ragged_linear(x, w, b, rows, n, "gelu")[:3],
+        (normal(4, 5), normal(3, 5), normal(3)),
+    )
+    for norm in ("pre", "post", "none"):
+
+        def bypass(h, delta, w, b, norm=norm):
+            h = h.clone()
+            y = residual_bypass_layer_norm(h, delta, rows, n, w, b, rows, n, norm, 1e-5)
+            return y[:3], h
+
+        assert check(bypass, (normal(4, 6), normal(4, 6), normal(6), normal(6)))
+    ends = torch.tensor([0, 3, 5], dtype=torch.int32)
+    qkv = tuple(normal(5, 2, 4) for _ in range(3))
+    assert check(lambda q, k, v: ragged_attention_prefill(q, k, v, ends, 0.5), qkv)
+    caches = torch.randn(2, 4, 2, 6, 4, generator=make, dtype=D)
+    lane, length = torch.arange(4, dtype=torch.int32), torch.tensor([0, 5, 2, 3], dtype=torch.int32)
+
+    def step(q, k, v):
+        held = [cache.clone() for cache in caches]
+        return ragged_attention_decode(q, k, v, *held, lane, length, rows, n, 0.5)[:3]
+
+    assert check(step, tuple(normal(4, 2, 4) for _ in range(3)))
+
+    def fill(x, w, b):
+        held = [cache.clone() for cache in caches]
+        kv_project(x, w, b, *held, lane, length, n)
+        return tuple(held)
+
+    assert check(fill, (normal(4, 8), normal(16, 8), normal(16)))
+    gate_args = (normal(4, 6), normal(5, 6), normal(5), normal(2, 5), normal(2))
+    assert check(lambda h, a, b, c, d: gate(h, [a, c], [b, d], None)[0], gate_args)
+    weights = normal(9, 3), normal(12, 3)
+    ids = torch.tensor([1, 4, 4])
+    embed = OPS["embed"].kernels["reference"].function
+    assert check(lambda w, p: embed(ids, ids, w, p, None, 2), weights)
+
+
+@pytest.mark.parametrize("label", OPS)
+def test_float64_in_is_float64_throughout(label):
+    for _, _, _, result in each(label):
+        outputs = result if isinstance(result, tuple) else (result,)
+        floats = [t for t in outputs if isinstance(t, Tensor) and t.is_floating_point()]
+        assert all(t.dtype == D for t in floats)
