@@ -1,0 +1,60 @@
+"""Append-only CSV of measurements, each row stamped with what it was measured on."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+STAMP = ("time", "commit", "device", "torch", "threads", "dry_run")
+
+
+def stamp(device: str, dry_run: bool) -> dict[str, Any]:
+    """The columns of STAMP, for now and here."""
+    import torch
+
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "device": device,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "dry_run": int(dry_run),
+    }
+
+
+def commit() -> str:
+    """Short hash of the checkout, "+" behind it where files are changed; "unknown" without git."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        head, changed = (
+            subprocess.run(
+                ["git", *words], cwd=root, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append rows of equal keys. ValueError where the file has other columns."""
+    if not rows:
+        return
+    columns = list(rows[0])
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            present = next(csv.reader(file), [])
+        if present != columns:
+            raise ValueError(f"{path}: has columns {present}, expected {columns}")
+    fresh = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
