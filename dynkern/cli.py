@@ -165,7 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     try:
         result = app(args=arguments, standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        # typer answers Ctrl-C with this exit code, older ones with an exception
+        return _stopped() if result == 130 else result if isinstance(result, int) else 0
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
             print(error.format_message())
@@ -174,8 +175,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError, NotImplementedError) as error:
         return _complain(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("\ndynkern: stopped; --resume goes on with a stopped eval", file=sys.stderr)
-        return 130
+        return _stopped()
+
+
+def _stopped() -> int:
+    print("\ndynkern: stopped; --resume goes on with a stopped eval", file=sys.stderr)
+    return 130
 
 
 def _complain(message: str) -> int:

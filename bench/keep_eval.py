@@ -1,0 +1,69 @@
+"""python -m bench.keep_eval OUTPUT MODEL DATA: append a `dynkern eval` result to bench/results.
+
+OUTPUT is the folder that eval wrote; MODEL and DATA name in words what it ran on, since paths of
+somebody's machine say nothing. Rows go to bench/results/eval.csv, the plot beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from bench.results_file import append, commit
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COLUMNS = (
+    "policy",
+    "rougeL",
+    "agreement_with_full",
+    "mean_layers",
+    "new_tokens",
+    "seconds",
+    "speedup",
+    "speedup_decode",
+    "predicted_speedup",
+    "realisation",
+    "saved_fraction",
+    "roofline_efficiency",
+    "peak_memory_bytes",
+    "loaded",
+)
+
+
+def main(arguments: list[str]) -> int:
+    """Keep one result; 2 on bad arguments."""
+    if len(arguments) != 3 or not (Path(arguments[0]) / "results.json").is_file():
+        print("keep_eval: expected OUTPUT (with results.json), MODEL, DATA", file=sys.stderr)
+        return 2
+    output, model, data = Path(arguments[0]), *arguments[1:]
+    content = json.loads((output / "results.json").read_text(encoding="utf-8"))
+    meta = content["meta"]
+    on = {
+        "time": meta["started"],
+        "commit": commit(),
+        "model": model,
+        "data": data,
+        "prompts": meta["prompts"],
+        "batch_size": meta["arguments"]["batch_size"],
+        "max_new_tokens": meta["arguments"]["max_new_tokens"],
+        **{key: meta["environment"][key] for key in ("device", "dtype", "executor", "threads")},
+        "torch": meta["environment"]["torch"],
+    }
+    rows = [
+        {
+            **on,
+            **{key: run[key] for key in COLUMNS},
+            "rougeL_low": run["rougeL_ci"][0],
+            "rougeL_high": run["rougeL_ci"][1],
+        }
+        for run in content["runs"]
+    ]
+    append(RESULTS / "eval.csv", rows)
+    shutil.copy(output / "curve.png", RESULTS / "eval.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
