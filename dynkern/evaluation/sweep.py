@@ -87,6 +87,8 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
     for policy in policies.values():
         check_policy(policy, llm.spec.num_layers)
     prompts, truncated = _encode(llm, records, config)
+    on = ", ".join(f"{name} {value}" for name, value in llm.describe().items())
+    console.print(f"{len(prompts)} prompts, {len(policies)} policies; {on}", highlight=False)
     started = datetime.now(timezone.utc)
     store = SampleStore(
         config.output / "samples.jsonl",

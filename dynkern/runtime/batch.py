@@ -16,8 +16,8 @@ from dynkern.routes import TokenProgram
 class PrefillResult:
     """What a prefill pass leaves: hidden states of the last tokens and the prompt's K/V.
 
-    hidden: [R, D] final states after the last norm. keys, values: [L, N, H, Dh] for the packed
-    tokens; bounds: R + 1 offsets into N. layer_rows: for each layer, the rows that ran it.
+    hidden: [R, E] final states as the LM head reads them. keys, values: [L, N, H, Dh] for the
+    packed tokens; bounds: R + 1 offsets into N. layer_rows: for each layer, the rows that ran it.
     """
 
     hidden: Tensor

@@ -16,8 +16,8 @@ from dynkern.routes import TokenProgram
 class PlanRequest:
     """What a planned policy sees of a request.
 
-    prompt_ids: the prompt, BOS included. prompt_state: final hidden state of the prompt's last
-    token [D] from its full-depth prefill, None under prefill="routed" (no prefill happened yet).
+    prompt_ids: the prompt, BOS included. prompt_state: the prompt's last token as the LM head reads
+    it, [E], from its full-depth prefill; None under prefill="routed" (no prefill happened yet).
     """
 
     id: int
