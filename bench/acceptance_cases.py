@@ -11,16 +11,18 @@ from torch import Tensor
 
 from bench.device_timing import time_op
 from dynkern import routes
-from dynkern.cost import realisation, roofline_efficiency, roofline_of_passes
+from dynkern.cost import roofline_efficiency, roofline_of_passes
+from dynkern.evaluation.calibration import Calibration
+from dynkern.evaluation.judgement import judge
 from dynkern.evaluation.peaks import Peaks
 from dynkern.evaluation.probe import EngineProbe
-from dynkern.evaluation.timing import Spread, calibrate, interleave
+from dynkern.evaluation.timing import interleave
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights, LayerWeights
 from dynkern.ops import kv_copy_forward, use_backend
 from dynkern.policies import policy
 from dynkern.runtime.engine import Engine, RunOptions
-from dynkern.runtime.request import Request, RunResult
+from dynkern.runtime.request import Request
 
 # layers, heads, head size of the models whose caches are copied
 SHAPES = {"1.3b": (24, 32, 64), "6.7b": (32, 32, 128), "tiny": (4, 2, 16)}
@@ -161,17 +163,15 @@ def measure_decode(
         ]
         return lambda: engine.run(requests, RunOptions(batch_size=rows))
 
-    def decode_seconds(result: RunResult) -> float:
-        return result.stats.seconds_decode
-
     probe = EngineProbe(engine, [64 + new_tokens // 2], with_fill=False)
-    model = calibrate(probe, sorted({1, rows}), repeats)
-    timings = interleave({spec: case(spec) for spec in specs}, repeats)
+    calibration = Calibration(probe, sorted({1, rows}))
+    timings = interleave({**calibration.cases, **{spec: case(spec) for spec in specs}}, repeats)
     element = engine.weights.token_embedding.element_size()
     found = []
     for spec in specs:
         passes = timings[spec].values[-1][-1].stats.passes
-        seconds = Spread.of(timings[spec].each(decode_seconds))
+        judged = judge(timings, calibration, spec, "full")
+        seconds = judged.seconds
         roofline = roofline_of_passes(
             engine.spec, passes, element, element, peaks.bandwidth, peaks.flops
         )
@@ -182,10 +182,10 @@ def measure_decode(
                 "seconds": seconds.median / len(passes),
                 "p20": seconds.p20 / len(passes),
                 "p80": seconds.p80 / len(passes),
-                "speedup": timings.ratio("full", spec, decode_seconds).median,
-                "realisation": realisation(model.possible_time(passes), seconds.median),
+                "speedup": judged.speedup.median,
+                "realisation": judged.realisation,
                 "roofline_efficiency": roofline_efficiency(roofline, seconds.median),
-                "loaded": timings[spec].loaded or model.loaded,
+                "loaded": bool(timings.loaded),
             }
         )
     return found

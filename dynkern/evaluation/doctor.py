@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from dynkern.cost import realisation, saved_fraction
+from dynkern.evaluation.calibration import Calibration
 from dynkern.evaluation.compute_then_mask import masked_logits
+from dynkern.evaluation.judgement import judge
 from dynkern.evaluation.probe import EngineProbe
-from dynkern.evaluation.timing import Spread, calibrate, interleave
+from dynkern.evaluation.timing import interleave
 from dynkern.llm import LLM
 from dynkern.policies import policy as make_policy
-from dynkern.runtime.request import Completion, PlanRequest, RunResult, TokenPolicy
+from dynkern.runtime.request import Completion, PlanRequest, TokenPolicy
 
 ROWS = 4
 NEW_TOKENS = 24
@@ -172,22 +173,16 @@ def _check_time(llm: LLM, seed: int) -> list[Finding]:
         )
 
     lengths = [len(prompt) + NEW_TOKENS // 2 for prompt in prompts]
-    model = calibrate(EngineProbe(llm.engine, lengths, with_fill=False), [1, ROWS])
-    timings = interleave({spec: case(spec) for spec in dict.fromkeys(specs)}, 5)
-
-    def decode(result: RunResult) -> float:
-        return result.stats.seconds_decode
-
-    full = Spread.of(timings["full"].each(decode)).median
+    calibration = Calibration(EngineProbe(llm.engine, lengths, with_fill=False), [1, ROWS])
+    cases = {spec: case(spec) for spec in dict.fromkeys(specs)}
+    timings = interleave({**calibration.cases, **cases}, 5)
     findings = []
-    for spec in list(dict.fromkeys(specs))[1:]:
-        measured = Spread.of(timings[spec].each(decode)).median
-        possible = model.possible_time(timings[spec].values[-1][-1].stats.passes)
-        saved = saved_fraction(full, measured, possible)
-        gain = timings.ratio("full", spec, decode).median
+    for spec in list(cases)[1:]:
+        judged = judge(timings, calibration, spec, "full")
+        saved = judged.saved_fraction
         seen = (
-            f"{gain:.2f}x faster than full depth, {_percent(saved)} of what can be saved, "
-            f"realisation {realisation(possible, measured):.2f}"
+            f"{judged.speedup.median:.2f}x faster than full depth, {_percent(saved)} of what can "
+            f"be saved, realisation {judged.realisation:.2f}"
         )
         if timings.loaded:
             seen += " (under load)"

@@ -1,4 +1,4 @@
-"""EngineProbe: the parts of an engine's decode pass, one at a time, for timing.calibrate."""
+"""EngineProbe: the parts of an engine's decode pass, one at a time, for a Calibration."""
 
 from __future__ import annotations
 

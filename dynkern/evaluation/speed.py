@@ -6,17 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dynkern.cost import (
-    CostModel,
-    realisation,
-    roofline_efficiency,
-    roofline_of_passes,
-    saved_fraction,
-    speedup,
-)
+from dynkern.cost import roofline_efficiency, roofline_of_passes
+from dynkern.evaluation.calibration import Calibration
+from dynkern.evaluation.judgement import judge
 from dynkern.evaluation.peaks import PeakMemory, Peaks, measure_peaks
 from dynkern.evaluation.probe import EngineProbe
-from dynkern.evaluation.timing import Spread, Timings, calibrate, interleave
+from dynkern.evaluation.timing import Spread, Timings, interleave
 from dynkern.llm import LLM
 from dynkern.policies import is_planned
 from dynkern.runtime.executors.kv_fill import DEFERRED_TOKENS
@@ -55,7 +50,7 @@ class SpeedReport:
 def measure_speed(llm: LLM, plan: TimingPlan, report: Report) -> SpeedReport:
     """Time every policy of the plan; "full" must be among them. report(done, total, label)."""
     peaks = measure_peaks(llm.weight_bytes, llm.dtype, llm.device, progress=report)
-    model = _cost_model(llm, plan, report)
+    calibration = _calibration(llm, plan)
     memory: dict[str, int | None] = {}
     natural = interleave(
         {spec: _natural(llm, plan, spec, memory) for spec in plan.policies},
@@ -63,12 +58,15 @@ def measure_speed(llm: LLM, plan: TimingPlan, report: Report) -> SpeedReport:
         progress=report,
     )
     forced = interleave(
-        {spec: _forced(llm, plan, spec) for spec in plan.policies}, plan.repeats, progress=report
+        {**calibration.cases, **{spec: _forced(llm, plan, spec) for spec in plan.policies}},
+        plan.repeats,
+        progress=report,
     )
+    model = calibration.model(forced)
     columns = {
         spec: {
             **_natural_columns(natural, spec),
-            **_decode_columns(llm, forced, spec, model, peaks),
+            **_decode_columns(llm, forced, spec, calibration, peaks),
             "peak_memory_bytes": memory[spec],
             "loaded": natural[spec].loaded or forced[spec].loaded or model.loaded,
         }
@@ -114,7 +112,7 @@ def _forced(llm: LLM, plan: TimingPlan, spec: str) -> Callable[[], RunResult]:
     )
 
 
-def _cost_model(llm: LLM, plan: TimingPlan, report: Report) -> CostModel:
+def _calibration(llm: LLM, plan: TimingPlan) -> Calibration:
     rows = len(plan.forced_prompts)
     counts = sorted({*(2**i for i in range(rows.bit_length())), rows})
     counts = [n for n in counts if n <= rows]
@@ -126,13 +124,8 @@ def _cost_model(llm: LLM, plan: TimingPlan, report: Report) -> CostModel:
     if fills and plan.run["kv_fill"] == "deferred":
         fill_counts = [*counts, rows * DEFERRED_TOKENS]
     probe = EngineProbe(llm.engine, lengths, with_fill=fills)
-    return calibrate(
-        probe,
-        counts,
-        fill_row_counts=fill_counts,
-        length=sum(lengths) / len(lengths),
-        progress=report,
-    )
+    length = sum(lengths) / len(lengths)
+    return Calibration(probe, counts, fill_row_counts=fill_counts, length=length)
 
 
 def _natural_columns(timings: Timings[RunResult], spec: str) -> dict[str, Any]:
@@ -150,25 +143,19 @@ def _natural_columns(timings: Timings[RunResult], spec: str) -> dict[str, Any]:
 
 
 def _decode_columns(
-    llm: LLM, timings: Timings[RunResult], spec: str, model: CostModel, peaks: Peaks
+    llm: LLM, timings: Timings[Any], spec: str, calibration: Calibration, peaks: Peaks
 ) -> dict[str, Any]:
-    def decode_seconds(result: RunResult) -> float:
-        return result.stats.seconds_decode
-
     passes = timings[spec].values[-1][-1].stats.passes
     if not passes:
         return {}
-    full = Spread.of(timings["full"].each(decode_seconds)).median
-    measured = Spread.of(timings[spec].each(decode_seconds)).median
-    possible = model.possible_time(passes)
-    gain = timings.ratio("full", spec, decode_seconds)
+    judged = judge(timings, calibration, spec, "full")
     element = llm.engine.weights.token_embedding.element_size()
     roofline = roofline_of_passes(llm.spec, passes, element, element, peaks.bandwidth, peaks.flops)
     return {
-        "speedup_decode": gain.median,
-        "speedup_decode_spread": [gain.low, gain.high],
-        "predicted_speedup": speedup(full, possible),
-        "realisation": realisation(possible, measured),
-        "saved_fraction": saved_fraction(full, measured, possible),
-        "roofline_efficiency": roofline_efficiency(roofline, measured),
+        "speedup_decode": judged.speedup.median,
+        "speedup_decode_spread": [judged.speedup.low, judged.speedup.high],
+        "predicted_speedup": judged.predicted_speedup,
+        "realisation": judged.realisation,
+        "saved_fraction": judged.saved_fraction,
+        "roofline_efficiency": roofline_efficiency(roofline, judged.seconds.median),
     }

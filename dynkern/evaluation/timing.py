@@ -1,4 +1,4 @@
-"""Interleaved timing that notices other processes, and the calibration of the cost model.
+"""Interleaved timing that notices other processes.
 
 Contention fakes speed-ups: on two cores one busy neighbour slowed a two-thread torch decode loop
 6 to 30 times. So every run is metered, a loaded one rejected and repeated, and what cannot be had
@@ -10,9 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from dynkern.cost import CostModel, LayerTimes
 from dynkern.evaluation.load_meter import (
     LOAD_LIMIT,
     MIN_WINDOW,
@@ -24,10 +23,6 @@ from dynkern.evaluation.load_meter import (
 )
 
 T = TypeVar("T")
-
-# full passes in a row when calibrating: alternating single passes of different row counts evicted
-# each other's K/V and made a 43 MB model's layers look 1.2 times slower than decoding finds them
-BURST = 6
 
 
 @dataclass(frozen=True)
@@ -259,88 +254,3 @@ def _run_window(
         {name: tuple(values[name]) for name in names},
         meter.load,
     )
-
-
-class PassProbe(Protocol):
-    """An engine's parts of a decode pass, to be timed apart; each returns when its work is done.
-
-    Parts run at the K/V length that the probe was built for. kv_fill_part may be None.
-    """
-
-    num_layers: int
-    kv_fill_part: Callable[[int], None] | None
-
-    def full_pass(self, n_rows: int) -> None:
-        """One full-depth decode pass for n_rows rows."""
-
-    def fixed_part(self, n_rows: int) -> None:
-        """Only embedding, final norm and LM head for n_rows rows."""
-
-
-def calibrate(
-    probe: PassProbe,
-    row_counts: Sequence[int],
-    repeats: int = 5,
-    *,
-    fill_row_counts: Sequence[int] | None = None,
-    length: float | None = None,
-    burst: int = BURST,
-    **options: Any,
-) -> CostModel:
-    """Measure a CostModel: tau(n) = (T_full(n) - T_fixed(n)) / num_layers, median over rounds.
-
-    Full passes of one row count follow each other `burst` at a time, as in decoding.
-
-    tau comes from full-depth passes only, never from routed ones: an engine that computes every
-    layer and masks cannot hide there. kv_fill_part(n) must fill n tokens at *every* layer; it is
-    divided by num_layers like tau (one layer over and over would read its weights from cache).
-    row_counts: include 1 and the batch size, since nothing is extrapolated. fill_row_counts: tokens
-    filled at once, by default row_counts (kv_fill deferred fills more than a batch has rows).
-    length: stamped into the model. options: those of `interleave`. ValueError on bad counts.
-    """
-    rows = _counts("row_counts", row_counts)
-    fill_part = getattr(probe, "kv_fill_part", None)
-    fill_rows = _counts("fill_row_counts", fill_row_counts or rows) if fill_part else ()
-    cases: dict[str, Callable[[], None]] = {}
-    for n in sorted({*rows, *fill_rows}):
-        # a small LM head may still be in cache from the pass before: t_fixed then reads low, tau
-        # high, and the possible time low, so that realisation errs against the engine
-        if n in rows:
-            cases[f"full pass, {n} rows"] = lambda n=n: _repeat(probe.full_pass, n, burst)
-        if n in fill_rows:
-            cases[f"K/V fill, {n} rows"] = lambda n=n: fill_part(n)
-        if n in rows:
-            cases[f"fixed part, {n} rows"] = lambda n=n: probe.fixed_part(n)
-    timings = interleave(cases, repeats, **options)
-
-    def layer_seconds(n: int) -> float:
-        full = timings[f"full pass, {n} rows"].seconds
-        fixed = timings[f"fixed part, {n} rows"].seconds
-        pairs = [(a / burst - b) / probe.num_layers for a, b in zip(full, fixed, strict=True)]
-        # noise may make layers look free on a model that is nearly all head; time is never negative
-        return max(0.0, Spread.of(pairs).median)
-
-    def part_seconds(part: str, counts: Sequence[int], share: int) -> LayerTimes:
-        medians = [timings[f"{part}, {n} rows"].spread.median / share for n in counts]
-        return LayerTimes(tuple(counts), tuple(medians))
-
-    return CostModel(
-        fixed=part_seconds("fixed part", rows, 1),
-        layer=LayerTimes(rows, tuple(layer_seconds(n) for n in rows)),
-        fill=part_seconds("K/V fill", fill_rows, probe.num_layers) if fill_part else None,
-        length=length,
-        loaded=bool(timings.loaded),
-        metered=timings.metered,
-    )
-
-
-def _repeat(part: Callable[[int], None], n: int, times: int) -> None:
-    for _ in range(times):
-        part(n)
-
-
-def _counts(name: str, counts: Sequence[int]) -> tuple[int, ...]:
-    distinct = tuple(sorted(set(counts)))
-    if not distinct or distinct[0] < 1:
-        raise ValueError(f"{name}: got {list(counts)}, expected positive row counts")
-    return distinct

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from dynkern import cost
 from dynkern.cost import PassCount
-from dynkern.evaluation.timing import Timings, calibrate, interleave
+from dynkern.evaluation.calibration import calibrate
+from dynkern.evaluation.timing import Timings, interleave
 from support.machine import FakeEngine, FakeMachine
 
 ROWS = (1, 2, 4, 8)
