@@ -234,7 +234,7 @@ def test_training_goes_on_after_generating(used):
         twin.config.dropout = twin.model.decoder.dropout = 0.0
         for layer in twin.model.decoder.layers:
             layer.dropout = layer.self_attn.dropout = 0.0
-        optimizer = torch.optim.SGD(twin.parameters(), lr=0.05)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=1e-4)
         for _ in range(3):
             optimizer.zero_grad()
             twin(**INPUTS, labels=INPUTS["input_ids"]).loss.backward()
