@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,12 +13,12 @@ from dynkern import rng, routes
 from dynkern.runtime.request import PlanRequest
 
 
-class FixedRoute:
+class FixedRoute(ABC):
     """A planned policy whose route depends on the model's depth alone."""
 
+    @abstractmethod
     def route(self, num_layers: int) -> Tensor:
         """The route, bool [num_layers]; ValueError where the policy does not fit the model."""
-        raise NotImplementedError(f"{type(self).__name__}.route: each fixed policy defines its own")
 
     def check(self, num_layers: int) -> None:
         """Raise a one-line ValueError unless the policy fits a model of num_layers."""

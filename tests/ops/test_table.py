@@ -30,23 +30,25 @@ def fresh_choices(monkeypatch):
 
 @pytest.mark.parametrize("label", OPS)
 def test_opcheck(label):
+    checked = 0
     for sample in samples(label):
-        # opcheck compares whole outputs and buffers, and NaN is unequal to itself
+        # opcheck compares whole outputs and buffers, and NaN is unequal to itself: poison is
+        # filled, and samples with unspecified (NaN) rows are left to the other tests
         args = [_filled(value) for value in sample.to("cpu", torch.float32)]
-        if sample.rows is not None and sample.rows < max(a.shape[0] for a in _tensors(args)):
+        outputs = _listed(OPS[label].torch_op(*(_filled(value) for value in args)))
+        if any(output.is_floating_point() and output.isnan().any() for output in outputs):
             continue
+        checked += 1
         report = torch.library.opcheck(OPS[label].torch_op, tuple(args))
         assert set(report.values()) == {"SUCCESS"}
+    assert checked >= 3
 
 
 def _filled(value):
+    """A copy without NaN."""
     if isinstance(value, list):
         return [_filled(item) for item in value]
     return value.nan_to_num(0.5) if isinstance(value, torch.Tensor) else value
-
-
-def _tensors(args):
-    return [a for a in args if isinstance(a, torch.Tensor) and a.dim() > 0]
 
 
 @pytest.mark.parametrize("label", OPS)

@@ -16,6 +16,6 @@ def lm_head_argmax(
     logits = logits.to(accumulator(logits))
     token = logits.argmax(dim=-1)
     log_sum = logits.logsumexp(dim=-1)
-    top2 = (logits.topk(2, dim=-1).values - log_sum[:, None]).exp()
-    outputs = (token, top2[:, 0], top2[:, 0] - top2[:, 1], log_sum)
+    first, second = (logits.topk(2, dim=-1).values - log_sum[:, None]).exp().unbind(dim=-1)
+    outputs = (token, first.contiguous(), first - second, log_sum)
     return tuple(pad(t, capacity) for t in outputs)
