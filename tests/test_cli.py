@@ -53,6 +53,8 @@ BAD = [
     (f"{EVAL} --max-new-tokens 0", "max_new_tokens: got 0"),
     (f"{EVAL} --max-new-tokens 4000", "max_new_tokens: got 4000"),
     (f"{EVAL} --repeat 0", "repeat: got 0"),
+    (f"{EVAL} --output {{p}}/data.jsonl", "output: {p}/data.jsonl cannot be made"),
+    (f"{EVAL} --output /proc/none/here", "output: /proc/none/here cannot be made"),
     (f"{EVAL} --limit 0", "limit: got 0"),
     (f"{EVAL} --seed -1", "seed: got -1"),
     (f"{EVAL} --frobnicate", "frobnicate"),

@@ -89,8 +89,9 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
         check_policy(policy, llm.spec.num_layers)
     prompts, truncated = _encode(llm, records, config)
     on = ", ".join(f"{name} {value}" for name, value in llm.describe().items())
-    console.print(f"{len(prompts)} prompts, {len(policies)} policies; {on}", highlight=False)
+    console.print(f"prompts {len(prompts)}, policies {len(policies)}, {on}", highlight=False)
     started = datetime.now(timezone.utc)
+    _make_folder(config.output)
     store = SampleStore(
         config.output / "samples.jsonl",
         _fingerprint(llm, prompts, config),
@@ -120,6 +121,15 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
     print_table(console, runs, meta)
     console.print(f"results in {config.output}", highlight=False, soft_wrap=True)
     return config.output
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output: {folder} cannot be made ({error.strerror}), expected a folder to write into"
+        ) from None
 
 
 def _encode(llm: LLM, records: list, config: SweepConfig) -> tuple[list[Prompt], int]:
