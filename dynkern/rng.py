@@ -71,5 +71,7 @@ def vocabulary_uniforms(seed: int, request: Tensor, token: Tensor, vocab_size: i
     blocks = torch.arange((vocab_size + 3) // 4, device=request.device)[None, :]
     words = philox((request[:, None], token[:, None], blocks, STREAM_SAMPLE), seed)
     bits = torch.stack(words, dim=-1).flatten(1)[:, :vocab_size] >> 8
-    # half a step off zero: the logarithm of a draw must be finite
-    return (bits.to(torch.float32) + 0.5) * 2.0**-24
+    # half a step off zero: the logarithm of a draw must be finite. The largest draw would round to
+    # 1 and its Gumbel value to infinity: with 50,272 entries, three tokens in a thousand would be
+    # such an entry, whatever its logit
+    return ((bits.to(torch.float32) + 0.5) * 2.0**-24).clamp(max=1 - 2.0**-24)

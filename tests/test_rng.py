@@ -140,3 +140,13 @@ def test_vocabulary_draws_are_uniform():
     drawn = rng.vocabulary_uniforms(1, torch.arange(40), torch.zeros(40, dtype=torch.int64), 1001)
     assert len(drawn.unique()) > 0.99 * drawn.numel()
     assert abs(drawn.mean() - 0.5) < 5 * (1 / 12 / drawn.numel()) ** 0.5
+
+
+def test_no_vocabulary_draw_reaches_0_or_1(monkeypatch):
+    # the extreme words, which chance brings once in 2**24 draws
+    for word in (0, 0xFFFFFFFF):
+        words = tuple(torch.full((1, 3), word) for _ in range(4))
+        monkeypatch.setattr(rng, "philox", lambda counter, seed, words=words: words)
+        draw = rng.vocabulary_uniforms(0, torch.zeros(1).long(), torch.zeros(1).long(), 12)
+        assert draw.dtype == torch.float32 and (draw > 0).all() and (draw < 1).all()
+        assert (-(-draw.log()).log()).isfinite().all()

@@ -29,13 +29,19 @@ def expect_dtype(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
 
 
 def expect_rows(
-    row_index: Tensor | None, n_active: Tensor | None, capacity: int | None = None
+    row_index: Tensor | None,
+    n_active: Tensor | None,
+    capacity: int | None = None,
+    names: tuple[str, str] = ("row_index", "n_active"),
 ) -> None:
-    """Check the pair that says which rows are active: int32 [capacity] and one int32 element."""
+    """Check the pair that says which rows are active: int32 [capacity] and one int32 element.
+
+    names: of the two arguments, for the message.
+    """
     if row_index is not None:
-        expect_shape("row_index", row_index, (capacity,))
-        expect_dtype("row_index", row_index, torch.int32)
+        expect_shape(names[0], row_index, (capacity,))
+        expect_dtype(names[0], row_index, torch.int32)
     if n_active is not None:
         if n_active.numel() != 1:
-            raise ValueError(f"n_active: got {n_active.numel()} elements, expected 1")
-        expect_dtype("n_active", n_active, torch.int32)
+            raise ValueError(f"{names[1]}: got {n_active.numel()} elements, expected 1")
+        expect_dtype(names[1], n_active, torch.int32)

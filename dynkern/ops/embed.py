@@ -12,13 +12,17 @@ from dynkern.ops.checks import expect_dtype, expect_shape
 
 def _check(token_ids, positions, token_weight, position_weight, project_in, position_offset):
     rows = token_ids.numel()
-    hidden = position_weight.shape[-1]
+    expect_shape("position_weight", position_weight, (None, None))
+    hidden = position_weight.shape[1]
+    expect_shape("token_weight", token_weight, (None, None))
+    expect_dtype("token_weight", token_weight, position_weight.dtype)
     expect_shape("token_ids", token_ids, (rows,))
     expect_dtype("token_ids", token_ids, torch.int64)
     expect_shape("positions", positions, (rows,))
     expect_dtype("positions", positions, torch.int64)
     if project_in is not None:
         expect_shape("project_in", project_in, (hidden, token_weight.shape[1]))
+        expect_dtype("project_in", project_in, position_weight.dtype)
     else:
         expect_shape("token_weight", token_weight, (None, hidden))
 

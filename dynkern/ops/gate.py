@@ -7,10 +7,11 @@ from torch import Tensor
 
 from dynkern.kernels.reference.gate import gate as reference
 from dynkern.ops.backends import define_op
-from dynkern.ops.checks import expect_shape
+from dynkern.ops.checks import expect_dtype, expect_shape
 
 
 def _check(h, weights, biases, uniform):
+    expect_shape("h", h, (None, None))
     if not weights or len(weights) != len(biases):
         raise ValueError(
             f"weights: got {len(weights)} with {len(biases)} biases, expected as many, at least one"
@@ -18,7 +19,9 @@ def _check(h, weights, biases, uniform):
     width = h.shape[-1]
     for weight, bias in zip(weights, biases, strict=True):
         expect_shape("weights", weight, (None, width))
+        expect_dtype("weights", weight, h.dtype)
         expect_shape("biases", bias, (weight.shape[0],))
+        expect_dtype("biases", bias, h.dtype)
         width = weight.shape[0]
     if width != 2:
         raise ValueError(f"weights: the last one has {width} outputs, expected 2")

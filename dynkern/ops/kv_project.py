@@ -11,12 +11,15 @@ from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
 def _check(x, weight, bias, k_cache, v_cache, lane, position, n_active):
-    expect_shape("x", x, (None, weight.shape[-1]))
     expect_shape("k_cache", k_cache, (None, None, None, None))
     expect_shape("v_cache", v_cache, tuple(k_cache.shape))
     expect_shape("weight", weight, (2 * k_cache.shape[1] * k_cache.shape[3], None))
+    expect_shape("x", x, (None, weight.shape[1]))
+    for name, tensor in (("weight", weight), ("k_cache", k_cache), ("v_cache", v_cache)):
+        expect_dtype(name, tensor, x.dtype)
     if bias is not None:
         expect_shape("bias", bias, (weight.shape[0],))
+        expect_dtype("bias", bias, x.dtype)
     for name, tensor in (("lane", lane), ("position", position)):
         expect_shape(name, tensor, (x.shape[0],))
         expect_dtype(name, tensor, torch.int32)

@@ -11,7 +11,8 @@ from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
 def _check(x, weight, n_active):
-    expect_shape("x", x, (None, weight.shape[-1]))
+    expect_shape("weight", weight, (None, None))
+    expect_shape("x", x, (None, weight.shape[1]))
     expect_dtype("weight", weight, x.dtype)
     expect_rows(None, n_active)
     if weight.shape[0] < 2:

@@ -17,8 +17,9 @@ from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 def _check_prefill(q, k, v, cu_seqlens, scale):
     expect_shape("q", q, (None, None, None))
-    expect_shape("k", k, tuple(q.shape))
-    expect_shape("v", v, tuple(q.shape))
+    for name, tensor in (("k", k), ("v", v)):
+        expect_shape(name, tensor, tuple(q.shape))
+        expect_dtype(name, tensor, q.dtype)
     expect_shape("cu_seqlens", cu_seqlens, (None,))
     expect_dtype("cu_seqlens", cu_seqlens, torch.int32)
 
@@ -49,13 +50,14 @@ def ragged_attention_prefill(
 
 
 def _check_decode(q, k, v, k_cache, v_cache, lane, length, row_index, n_active, scale):
+    expect_shape("q", q, (None, None, None))
     capacity, heads, size = q.shape
     expect_shape("k", k, (capacity, heads, size))
     expect_shape("v", v, (capacity, heads, size))
     expect_shape("k_cache", k_cache, (None, heads, None, size))
     expect_shape("v_cache", v_cache, tuple(k_cache.shape))
-    expect_dtype("k_cache", k_cache, k.dtype)
-    expect_dtype("v_cache", v_cache, v.dtype)
+    for name, tensor in (("k", k), ("v", v), ("k_cache", k_cache), ("v_cache", v_cache)):
+        expect_dtype(name, tensor, q.dtype)
     expect_shape("lane", lane, (None,))
     expect_dtype("lane", lane, torch.int32)
     expect_shape("length", length, (lane.shape[0],))

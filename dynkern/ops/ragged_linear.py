@@ -12,11 +12,12 @@ ACTIVATIONS = ("none", "relu", "gelu")
 
 
 def _check(x, weight, bias, row_index, n_active, activation):
-    expect_shape("x", x, (None, weight.shape[-1]))
     expect_shape("weight", weight, (None, None))
+    expect_shape("x", x, (None, weight.shape[1]))
     expect_dtype("weight", weight, x.dtype)
     if bias is not None:
         expect_shape("bias", bias, (weight.shape[0],))
+        expect_dtype("bias", bias, x.dtype)
     expect_rows(row_index, n_active)
     if activation not in ACTIVATIONS:
         raise ValueError(
@@ -48,8 +49,8 @@ def ragged_linear(
 ) -> Tensor:
     """y[j] = act(x[row_index[j]] · weightᵀ + bias) for j < n_active.
 
-    x: [R, K]. weight: [N, K] in x's dtype. bias: [N] or None. row_index: int32 [C], or None for
-    x[j] itself (C = R). n_active: one int32 element on the device, or None for all C rows.
+    x: [R, K]. weight: [N, K], bias: [N] or None, both in x's dtype. row_index: int32 [C], or None
+    for x[j] itself (C = R). n_active: one int32 element on the device, or None for all C rows.
     activation: "none", "relu" or "gelu" (exact). Returns y [C, N]; rows from n_active on are
     unspecified, and no weight is read for them. Raises ValueError on shapes, dtypes, activation.
     """

@@ -14,7 +14,8 @@ NORMS = ("pre", "post", "none")
 
 
 def _check(h, delta, delta_rows, n_delta, weight, bias, row_index, n_active, norm, eps):
-    rows, hidden = h.shape
+    expect_shape("h", h, (None, None))
+    hidden = h.shape[1]
     if norm not in NORMS:
         raise ValueError(f"norm: got {norm!r}, expected one of {', '.join(NORMS)}")
     if (delta is None) != (delta_rows is None):
@@ -22,7 +23,7 @@ def _check(h, delta, delta_rows, n_delta, weight, bias, row_index, n_active, nor
     if delta is not None:
         expect_shape("delta", delta, (None, hidden))
         expect_dtype("delta", delta, h.dtype)
-        expect_rows(delta_rows, n_delta, delta.shape[0])
+        expect_rows(delta_rows, n_delta, delta.shape[0], ("delta_rows", "n_delta"))
     for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None:
             expect_shape(name, tensor, (hidden,))

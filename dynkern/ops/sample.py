@@ -11,8 +11,8 @@ from dynkern.ops.checks import expect_dtype, expect_shape
 
 
 def _check(logits, history, request, step, seed, temperature, top_k, top_p, repetition_penalty):
+    expect_shape("logits", logits, (None, None))
     rows = logits.shape[0]
-    expect_shape("logits", logits, (rows, None))
     for name, tensor in (("request", request), ("step", step)):
         expect_shape(name, tensor, (rows,))
         expect_dtype(name, tensor, torch.int64)

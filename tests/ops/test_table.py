@@ -44,6 +44,14 @@ def test_opcheck(label):
     assert checked >= 3
 
 
+def test_opcheck_of_prefill_without_rows():
+    # its result must be no view of q, although both are empty
+    q, k, v = (torch.zeros(0, 3, 20) for _ in range(3))
+    args = (q, k, v, torch.zeros(1, dtype=torch.int32), 0.5)
+    report = torch.library.opcheck(OPS["ragged_attention.prefill"].torch_op, args)
+    assert set(report.values()) == {"SUCCESS"}
+
+
 def _filled(value):
     """A copy without NaN."""
     if isinstance(value, list):
@@ -82,11 +90,13 @@ def test_every_op_has_reference_and_contract(label):
     assert "[" in public.__doc__ and "Raises ValueError" in public.__doc__
 
 
-def test_table_covers_all_ops_with_reasons():
-    rows = table("cpu")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_table_covers_all_ops_with_reasons(device):
+    rows = table(device)
     assert [label for label, _, _ in rows] == list(OPS)
-    assert all(backend in ("cpu", "reference") and why for _, backend, why in rows)
-    assert rows == table("cpu")
+    fit = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}[device]
+    assert all(backend in fit and why for _, backend, why in rows)
+    assert rows == table(device)
 
 
 def probed(monkeypatch, label="embed", missing=lambda: None):
@@ -130,6 +140,25 @@ def test_use_backend_restores_after_an_exception():
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError
     assert requested_backend() == "auto"
+    with use_backend("reference"):
+        with pytest.raises(KeyError), use_backend("cpu"):
+            raise KeyError
+        with pytest.raises(ValueError), use_backend("tpu"):
+            pass
+        assert requested_backend() == "reference"
+
+
+def test_the_block_wins_over_the_environment(monkeypatch):
+    monkeypatch.setenv("DYNKERN_BACKEND", "reference")
+    calls = probed(monkeypatch)
+    with use_backend("auto"):
+        call_embed()
+    assert len(calls) == 1 and requested_backend() == "reference"
+
+
+def test_an_empty_variable_is_no_request(monkeypatch):
+    monkeypatch.setenv("DYNKERN_BACKEND", "")
+    assert requested_backend() == "auto"
 
 
 def test_unknown_names_are_refused(monkeypatch):
@@ -149,6 +178,14 @@ def test_a_named_backend_that_cannot_run_raises(backend):
     assert "embed" in message and backend in message and "\n" not in message
     with pytest.raises(ValueError, match=f"backend: '{backend}' cannot run"):
         check_runnable(backend, "cpu")
+
+
+def test_a_kernel_that_does_not_exist_is_no_news(monkeypatch, caplog):
+    monkeypatch.delitem(OPS["embed"].kernels, "cpu", raising=False)
+    with caplog.at_level(logging.WARNING, logger="dynkern"):
+        choice = resolve(OPS["embed"], "cpu")
+    assert (choice.backend, choice.reason) == ("reference", "cpu: no such kernel")
+    assert not caplog.records
 
 
 def test_auto_falls_back_says_so_once_and_is_deterministic(monkeypatch, caplog):

@@ -13,12 +13,13 @@ def ragged_attention_prefill(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float
 ) -> Tensor:
     bounds = cu_seqlens.tolist()
-    outputs = []
+    # without rows a view of q would be returned, and an operator's result may not alias an input
+    outputs = [q[:0].flatten(1)]
     for start, end in zip(bounds, bounds[1:], strict=False):
         qr, kr, vr = (t[start:end].transpose(0, 1)[None] for t in (q, k, v))
         y = F.scaled_dot_product_attention(qr, kr, vr, is_causal=True, scale=scale)
         outputs.append(y[0].transpose(0, 1).flatten(1))
-    return torch.cat(outputs) if outputs else q.flatten(1)
+    return torch.cat(outputs)
 
 
 def ragged_attention_decode(
