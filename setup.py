@@ -48,8 +48,8 @@ def toolchain(name: str) -> tuple[list[str], list[str]]:
     if name == "cpu":
         named, own = (shlex.split(os.environ.get(key, "")) for key in ("CXX", "CXXFLAGS"))
         cxx = find("C++ compiler", *(named[:1] or ["c++", "g++", "clang++"]))
-        flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *own]
-        return [cxx, *named[1:]], flags
+        flags = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -pthread -Wall -Wextra"
+        return [cxx, *named[1:]], [*flags.split(), *own]
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = find("CUDA compiler", home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")
     archs = os.environ.get("DYNKERN_CUDA_ARCHS", "80;90").split(";")

@@ -22,7 +22,7 @@ app = typer.Typer(
 
 Model = Annotated[str, typer.Option(help="Checkpoint directory or hub id.")]
 Backend = Annotated[str, typer.Option(help="auto, reference, cpu, triton or cuda.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8.")]
 KVFill = Annotated[str, typer.Option(help="project, copy, deferred or mask (token policies).")]
 Prefill = Annotated[str, typer.Option(help="full, or routed (planned policies only).")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]

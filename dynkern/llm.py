@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ import torch
 from dynkern._version import __version__
 from dynkern.machine import device_name
 from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
-from dynkern.models.opt import pack_weights, spec_from_config
+from dynkern.models.opt import pack_for_cpu, pack_weights, spec_from_config
+from dynkern.models.storage import DTYPES, choose_storage
 from dynkern.policies import check_policy
 from dynkern.policies import policy as make_policy
-from dynkern.routes import check_choice
 from dynkern.runtime.engine import Engine, RunOptions
 from dynkern.runtime.request import (
     Completion,
@@ -26,19 +27,8 @@ from dynkern.runtime.request import (
     SamplingParams,
 )
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+logger = logging.getLogger("dynkern")
 Prompt = str | Sequence[int]
-
-
-def choose_dtype(name: str, stored: str | None, device: torch.device) -> torch.dtype:
-    """The dtype for "auto" or a name. Auto takes the checkpoint's own dtype; float16 becomes
-    float32 on a CPU, which has no fast float16 arithmetic. ValueError for an unknown name.
-    """
-    check_choice("dtype", name, ("auto", *DTYPES))
-    if name != "auto":
-        return DTYPES[name]
-    dtype = DTYPES.get(str(stored).removeprefix("torch."), torch.float32)
-    return torch.float32 if dtype == torch.float16 and device.type == "cpu" else dtype
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -59,10 +49,12 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 class LLM:
     """An OPT checkpoint ready to generate under any policy.
 
-    model: directory or hub id. dtype: "auto", "float32", "bfloat16" or "float16". backend:
-    "auto", or a backend that every op must run on. device: None picks a GPU if there is one.
-    tokenizer: a transformers tokenizer; by default the checkpoint's own, None if it has none.
-    Raises FileNotFoundError or ValueError, one line, on a checkpoint that cannot be used.
+    model: directory or hub id. dtype: of the weights; "auto", "float32", "bfloat16", "float16", or
+    "int8" (CPU engine only). backend: "auto", or one that everything must run on; on a CPU, "auto"
+    takes the CPU engine where it is there, "cpu" demands it, "reference" leaves it out. device:
+    None picks a GPU if there is one. tokenizer: a transformers tokenizer; by default the
+    checkpoint's own, None if it has none. Raises FileNotFoundError or ValueError, one line, on a
+    checkpoint, or a combination, that cannot be used.
     """
 
     def __init__(
@@ -78,11 +70,17 @@ class LLM:
         config = read_config(self.path)
         self.spec = spec_from_config(config)
         stored = config.get("dtype") or config.get("torch_dtype")
-        self.dtype = choose_dtype(dtype, stored, self.device)
+        storage = choose_storage(dtype, stored, self.device, backend)
+        self.dtype = DTYPES[storage.dtype]
         with Checkpoint(self.path) as tensors:
-            weights = pack_weights(tensors, self.spec, self.dtype, self.device)
+            if storage.packed:
+                weights = pack_for_cpu(tensors, self.spec, storage.dtype)
+            else:
+                weights = pack_weights(tensors, self.spec, self.dtype, self.device)
         self.weight_bytes = weights.nbytes
         self.engine = Engine(self.spec, weights, backend)
+        name, isa = self.engine.executor.name, self.engine.executor.isa
+        logger.info("weights: %s, %s executor (%s): %s", storage.dtype, name, isa, storage.reason)
         self.backend = backend
         self.tokenizer = tokenizer if tokenizer is not None else _load_tokenizer(self.path)
 
@@ -95,6 +93,7 @@ class LLM:
             "dtype": str(self.dtype).removeprefix("torch."),
             "backend": self.backend,
             "executor": self.engine.executor.name,
+            "isa": self.engine.executor.isa,
             "threads": str(torch.get_num_threads()),
         }
 

@@ -375,7 +375,12 @@ def test_bad_streams(llm):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"dtype": "int8"}, "^dtype: got 'int8', expected one of auto, float32, bfloat16, float16"),
+        ({"dtype": "int4"}, "^dtype: got 'int4', expected one of auto, float32, bfloat16, float16"),
+        (
+            {"dtype": "int8", "backend": "reference"},
+            "^dtype: got 'int8', expected one of float32, bfloat16, float16 where the CPU engine "
+            "cannot run \\(backend 'reference' is asked for\\)$",
+        ),
         ({"backend": "metal"}, "^backend: got 'metal', expected one of auto, reference, cpu"),
         ({"device": "tpu"}, "^device: got 'tpu', expected cpu, cuda or cuda:N$"),
         ({"model": "/no/such/place"}, "^model: /no/such/place does not exist, expected a"),

@@ -20,7 +20,8 @@ BURST = 6
 class PassProbe(Protocol):
     """An engine's parts of a decode pass, to be timed apart; each returns when its work is done.
 
-    Parts run at the K/V length that the probe was built for. kv_fill_part may be None.
+    Parts run at the K/V length that the probe was built for. kv_fill_part may be None. A probe that
+    can run several full passes as decoding does also has full_passes(n_rows, count).
     """
 
     num_layers: int
@@ -73,6 +74,10 @@ class Calibration:
                 self.cases[f"fixed part, {n} rows"] = lambda n=n: probe.fixed_part(n)
 
     def _full_passes(self, probe: PassProbe, n: int) -> Callable[[], None]:
+        together = getattr(probe, "full_passes", None)
+        if together is not None:
+            return lambda: together(n, self.burst)
+
         def passes() -> None:
             for _ in range(self.burst):
                 probe.full_pass(n)

@@ -57,6 +57,7 @@ def _library(name: str, state: dict) -> str:
     if not state["available"]:
         return f"not available: {state['reason']}"
     if name == "cpu":
-        return f"{state['path']}, this processor has {' '.join(state['isa']) or 'no extensions'}"
+        extensions = " ".join(state["isa"]) or "no extensions"
+        return f"{state['path']}, uses {state['level']}, this processor has {extensions}"
     reason = f": {state['devices_reason']}" if state["devices_reason"] else ""
     return f"{state['path']}, {state['devices']} devices{reason}"

@@ -49,7 +49,7 @@ class SpeedReport:
 
 def measure_speed(llm: LLM, plan: TimingPlan, report: Report) -> SpeedReport:
     """Time every policy of the plan; "full" must be among them. report(done, total, label)."""
-    peaks = measure_peaks(llm.weight_bytes, llm.dtype, llm.device, progress=report)
+    peaks = measure_peaks(llm.weight_bytes, llm.engine.weights.dtype, llm.device, progress=report)
     calibration = _calibration(llm, plan)
     memory: dict[str, int | None] = {}
     natural = interleave(
@@ -149,8 +149,15 @@ def _decode_columns(
     if not passes:
         return {}
     judged = judge(timings, calibration, spec, "full")
-    element = llm.engine.weights.token_embedding.element_size()
-    roofline = roofline_of_passes(llm.spec, passes, element, element, peaks.bandwidth, peaks.flops)
+    weights = llm.engine.weights
+    roofline = roofline_of_passes(
+        llm.spec,
+        passes,
+        weights.element_size,
+        weights.dtype.itemsize,
+        peaks.bandwidth,
+        peaks.flops,
+    )
     return {
         "speedup_decode": judged.speedup.median,
         "speedup_decode_spread": [judged.speedup.low, judged.speedup.high],

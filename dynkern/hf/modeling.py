@@ -142,12 +142,11 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
             Request(row, prompt, policy, new_tokens, eos_ids)
             for row, prompt in enumerate(rows.prompts)
         ]
-        streamer = rest.get("streamer")
+        streamer, on_token = rest.get("streamer"), None
         if streamer is not None:
             streamer.put(ids.cpu())
 
-        def on_token(_: int, token: int) -> None:
-            if streamer is not None:
+            def on_token(_: int, token: int) -> None:
                 streamer.put(torch.tensor([token]))
 
         result = self._packed.engine(self).run(requests, options, on_token)

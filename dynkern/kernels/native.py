@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dynkern.kernels import native_engine
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # csrc/common/abi.h says the same numbers
-CPU_ABI = 1
+CPU_ABI = 2
 CUDA_ABI = 1
 
 
@@ -73,6 +76,7 @@ def bind_cpu(library: ctypes.CDLL) -> ctypes.CDLL:
     library.dynkern_kv_copy_forward.restype = ctypes.c_int64
     library.dynkern_kv_copy_forward_range.argtypes = [arguments, ctypes.c_int64, ctypes.c_int64]
     library.dynkern_kv_copy_forward_range.restype = None
+    native_engine.bind_engine(library)
     return library
 
 
@@ -91,8 +95,42 @@ def bind_cuda(library: ctypes.CDLL) -> ctypes.CDLL:
 
 @cache
 def cpu_library() -> ctypes.CDLL:
-    """csrc/cpu, loaded once; raises LibraryUnavailable with the reason."""
-    return bind_cpu(_open("cpu", CPU_ABI))
+    """csrc/cpu, loaded once; raises LibraryUnavailable with the reason.
+
+    DYNKERN_CPU_ISA caps the instruction sets that its kernels use, as set_cpu_isa does; ValueError,
+    one line, where it names none that can be had.
+    """
+    library = bind_cpu(_open("cpu", CPU_ABI))
+    cap = os.environ.get("DYNKERN_CPU_ISA")
+    if cap:
+        _set_isa(library, "DYNKERN_CPU_ISA", cap)
+    return library
+
+
+def _set_isa(library: ctypes.CDLL, argument: str, name: str) -> None:
+    error = library.dynkern_cpu_set_isa(name.encode())
+    if error == -2:
+        raise ValueError(
+            f"{argument}: got {name!r}, expected a level that this processor has "
+            f"({', '.join(cpu_features(library)) or 'no extensions'})"
+        )
+    if error:
+        raise ValueError(
+            f"{argument}: got {name!r}, expected one of {', '.join(native_engine.ISA_LEVELS)}"
+        )
+
+
+def cpu_isa() -> str:
+    """The instruction set level that the CPU engine's kernels use ("avx2", ...)."""
+    return cpu_library().dynkern_cpu_isa().decode()
+
+
+def set_cpu_isa(name: str) -> None:
+    """Cap the level: a name of native_engine.ISA_LEVELS, "auto" for the best there is.
+
+    Not while a pass runs. ValueError, one line, for an unknown name or one above the processor's.
+    """
+    _set_isa(cpu_library(), "isa", name)
 
 
 @cache
@@ -132,20 +170,21 @@ def _cuda_devices(library: ctypes.CDLL) -> tuple[int, str | None]:
     return count.value, None
 
 
-def cpu_features() -> list[str]:
+def cpu_features(library: ctypes.CDLL | None = None) -> list[str]:
     """Instruction sets that kernels may choose among and this processor has ("avx2", ...)."""
-    library, features = cpu_library(), []
+    library, features = library or cpu_library(), []
     while name := library.dynkern_cpu_feature(len(features)):
         features.append(name.decode())
     return features
 
 
 def status() -> dict[str, dict[str, Any]]:
-    """What `dynkern info` prints of the native libraries; raises nothing.
+    """What `dynkern info` prints of the native libraries; raises only for a bad DYNKERN_CPU_ISA.
 
     "cpu" and "cuda" each: available (the library loads), path, reason (why it does not, else
     None), build (its entry of _build_info.json, else None). "cpu" also: isa, a list of feature
-    names. "cuda" also: devices, and devices_reason where there is none.
+    names, and level, the one that the engine uses, or None. "cuda" also: devices, and
+    devices_reason where there is none.
     """
     report: dict[str, dict[str, Any]] = {}
     for name, load in (("cpu", cpu_library), ("cuda", cuda_library)):
@@ -162,6 +201,7 @@ def status() -> dict[str, dict[str, Any]]:
         }
     cpu, cuda = report["cpu"], report["cuda"]
     cpu["isa"] = cpu_features() if cpu["available"] else []
+    cpu["level"] = cpu_isa() if cpu["available"] else None
     cuda["devices"], cuda["devices_reason"] = (
         _cuda_devices(cuda_library()) if cuda["available"] else (0, cuda["reason"])
     )

@@ -1,15 +1,17 @@
-"""OPT's adapter: config to DecoderSpec, Hugging Face tensor names to DecoderWeights."""
+"""OPT's adapter: config to DecoderSpec, Hugging Face tensor names to packed weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
-from dynkern.models.weights import DecoderWeights, LayerWeights
+from dynkern.models.weights import DecoderWeights, LayerWeights, SourcePart
 
 _REQUIRED = (
     "vocab_size",
@@ -82,90 +84,116 @@ def _token_id(options: Mapping[str, Any], key: str) -> int:
     return _DEFAULTS[key] if value is None else int(value)
 
 
-class _Source:
-    """Reads tensors by OPT's names, whatever prefix they carry, and checks their shapes."""
+def source_parts(spec: DecoderSpec) -> Iterator[SourcePart]:
+    """Every tensor that OPT's checkpoints hold for `spec`; a tied head is none of its own."""
+    d, e, vocab = spec.hidden_size, spec.embed_size, spec.vocab_size
+    yield SourcePart(None, "token_embedding", "embed_tokens.weight", (vocab, e))
+    positions = spec.max_positions + spec.position_offset
+    yield SourcePart(None, "position_embedding", "embed_positions.weight", (positions, d))
+    if e != d:
+        yield SourcePart(None, "project_in", "project_in.weight", (d, e))
+        yield SourcePart(None, "project_out", "project_out.weight", (e, d))
+    for layer in range(spec.num_layers):
+        yield from _layer_parts(spec, layer)
+    if spec.final_norm:
+        yield from _norm(spec, None, "final_norm", "final_layer_norm")
+    if not spec.tied_head:
+        yield SourcePart(None, "lm_head", "lm_head.weight", (vocab, e))
 
-    def __init__(self, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device):
-        self.tensors, self.dtype, self.device = tensors, dtype, device
-        for prefix in ("model.decoder.", "decoder.", ""):
-            if f"{prefix}embed_tokens.weight" in tensors:
-                self.prefix = prefix
-                return
-        raise ValueError("model: the checkpoint has no decoder.embed_tokens.weight, expected OPT's")
 
-    def read(self, name: str, *shape: int) -> Tensor:
-        if name not in self.tensors:
+def _norm(spec: DecoderSpec, layer: int | None, field: str, name: str) -> Iterator[SourcePart]:
+    if spec.norm_affine:
+        for kind in ("weight", "bias"):
+            yield SourcePart(layer, f"{field}_{kind}", f"{name}.{kind}", (spec.hidden_size,))
+
+
+def _layer_parts(spec: DecoderSpec, layer: int) -> Iterator[SourcePart]:
+    at, d, f = f"layers.{layer}.", spec.hidden_size, spec.ffn_size
+
+    def linear(field: str, name: str, n: int, k: int, **place: int) -> Iterator[SourcePart]:
+        yield SourcePart(layer, f"{field}_weight", f"{at}{name}.weight", (n, k), **place)
+        if spec.bias:
+            yield SourcePart(layer, f"{field}_bias", f"{at}{name}.bias", (n,), **place)
+
+    yield from _norm(spec, layer, "attn_norm", f"{at}self_attn_layer_norm")
+    for part, which in enumerate("qkv"):
+        yield from linear("qkv", f"self_attn.{which}_proj", d, d, part=part, parts=3)
+    yield from linear("out", "self_attn.out_proj", d, d)
+    yield from _norm(spec, layer, "ffn_norm", f"{at}final_layer_norm")
+    yield from linear("fc1", "fc1", f, d)
+    yield from linear("fc2", "fc2", d, f)
+
+
+def source_tensors(
+    tensors: Mapping[str, Tensor], spec: DecoderSpec
+) -> Iterator[tuple[SourcePart, Tensor]]:
+    """Parts and their tensors under OPT's names, whatever prefix they carry, one at a time.
+
+    tensors: a Checkpoint or a state dict. ValueError names a missing tensor or a wrong shape.
+    """
+    prefix = _prefix(tensors)
+    for part in source_parts(spec):
+        # the head is no part of the decoder
+        name = part.name if part.field == "lm_head" else prefix + part.name
+        if name not in tensors:
             raise ValueError(f"model: the checkpoint has no tensor {name}")
-        tensor = self.tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"model: {name} has shape {tuple(tensor.shape)}, expected {shape}")
-        return tensor.detach()
+        tensor = tensors[name].detach()
+        if tuple(tensor.shape) != part.shape:
+            raise ValueError(
+                f"model: {name} has shape {tuple(tensor.shape)}, expected {part.shape}"
+            )
+        yield part, tensor
+        del tensor  # ahead of reading the next
 
-    def get(self, name: str, *shape: int) -> Tensor:
-        """The tensor itself, converted (a copy only where dtype or device differ)."""
-        tensor = self.read(self.prefix + name, *shape)
-        return tensor.to(self.device, self.dtype).contiguous()
 
-    def stack(self, names: list[str], *shape: int) -> Tensor:
-        """Tensors one below the other, each copied straight to its place."""
-        rows = shape[0]
-        packed = torch.empty(rows * len(names), *shape[1:], dtype=self.dtype, device=self.device)
-        for i, name in enumerate(names):
-            packed[i * rows : (i + 1) * rows].copy_(self.read(self.prefix + name, *shape))
-        return packed
+def _prefix(tensors: Mapping[str, Tensor]) -> str:
+    for prefix in ("model.decoder.", "decoder.", ""):
+        if f"{prefix}embed_tokens.weight" in tensors:
+            return prefix
+    raise ValueError("model: the checkpoint has no decoder.embed_tokens.weight, expected OPT's")
 
 
 def pack_weights(
     tensors: Mapping[str, Tensor], spec: DecoderSpec, dtype: torch.dtype, device: torch.device
 ) -> DecoderWeights:
-    """Weights under OPT's names (a Checkpoint or a state dict) packed for the runtime.
+    """Weights under OPT's names packed for the ops, shared where dtype and device agree.
 
-    Reads one tensor at a time; ValueError names a missing tensor or a wrong shape.
+    Reads one tensor at a time; raises ValueError as source_tensors does.
     """
-    source = _Source(tensors, dtype, device)
-    d, e, offset = spec.hidden_size, spec.embed_size, spec.position_offset
-    embedding = source.get("embed_tokens.weight", spec.vocab_size, e)
-    projected = e != d
-    return DecoderWeights(
-        token_embedding=embedding,
-        position_embedding=source.get("embed_positions.weight", spec.max_positions + offset, d),
-        project_in=source.get("project_in.weight", d, e) if projected else None,
-        project_out=source.get("project_out.weight", e, d) if projected else None,
-        layers=[_layer(source, spec, layer) for layer in range(spec.num_layers)],
-        final_norm_weight=_affine(source, spec, "final_layer_norm.weight", spec.final_norm),
-        final_norm_bias=_affine(source, spec, "final_layer_norm.bias", spec.final_norm),
-        lm_head=embedding if spec.tied_head else _untied_head(source, spec),
-    )
+    made: dict[int | None, dict[str, Tensor]] = {}
+    for part, tensor in source_tensors(tensors, spec):
+        owner = made.setdefault(part.layer, {})
+        if part.parts == 1:
+            owner[part.field] = tensor.to(device, dtype).contiguous()
+            continue
+        # stacked: each is copied straight to its place
+        rows, *rest = part.shape
+        if part.field not in owner:
+            shape = (rows * part.parts, *rest)
+            owner[part.field] = torch.empty(shape, dtype=dtype, device=device)
+        owner[part.field][part.part * rows : (part.part + 1) * rows].copy_(tensor)
+    top = made[None]
+    if spec.tied_head:
+        top["lm_head"] = top["token_embedding"]
+    layers = [_filled(LayerWeights, made[layer]) for layer in range(spec.num_layers)]
+    return _filled(DecoderWeights, {**top, "layers": layers})
 
 
-def _affine(source: _Source, spec: DecoderSpec, name: str, present: bool = True) -> Tensor | None:
-    return source.get(name, spec.hidden_size) if present and spec.norm_affine else None
+def _filled(kind: type, values: dict[str, Any]) -> Any:
+    """A dataclass of `values`, None where there is none."""
+    return kind(**{field.name: values.get(field.name) for field in fields(kind)})
 
 
-def _untied_head(source: _Source, spec: DecoderSpec) -> Tensor:
-    head = source.read("lm_head.weight", spec.vocab_size, spec.embed_size)
-    return head.to(source.device, source.dtype).contiguous()
+def pack_for_cpu(
+    tensors: Mapping[str, Tensor], spec: DecoderSpec, format: str = "float32"
+) -> PackedWeights:
+    """Weights under OPT's names packed for the CPU engine, each converted as it is read.
 
-
-def _layer(source: _Source, spec: DecoderSpec, layer: int) -> LayerWeights:
-    at = f"layers.{layer}."
-    d, f = spec.hidden_size, spec.ffn_size
-    projections = [f"{at}self_attn.{which}_proj." for which in "qkv"]
-
-    def bias(name: str, size: int) -> Tensor | None:
-        return source.get(f"{at}{name}.bias", size) if spec.bias else None
-
-    return LayerWeights(
-        attn_norm_weight=_affine(source, spec, f"{at}self_attn_layer_norm.weight"),
-        attn_norm_bias=_affine(source, spec, f"{at}self_attn_layer_norm.bias"),
-        qkv_weight=source.stack([f"{p}weight" for p in projections], d, d),
-        qkv_bias=source.stack([f"{p}bias" for p in projections], d) if spec.bias else None,
-        out_weight=source.get(f"{at}self_attn.out_proj.weight", d, d),
-        out_bias=bias("self_attn.out_proj", d),
-        ffn_norm_weight=_affine(source, spec, f"{at}final_layer_norm.weight"),
-        ffn_norm_bias=_affine(source, spec, f"{at}final_layer_norm.bias"),
-        fc1_weight=source.get(f"{at}fc1.weight", f, d),
-        fc1_bias=bias("fc1", f),
-        fc2_weight=source.get(f"{at}fc2.weight", d, f),
-        fc2_bias=bias("fc2", d),
-    )
+    tensors: on the CPU, in any float dtype. Reads one at a time and holds no second copy. Raises
+    ValueError as source_tensors does or on an unknown format, LibraryUnavailable without csrc/cpu.
+    """
+    packed = PackedWeights(spec, format)
+    for part, tensor in source_tensors(tensors, spec):
+        packed.write(part, tensor)
+        del tensor  # ahead of reading the next
+    return packed

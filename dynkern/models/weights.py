@@ -5,7 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SourcePart:
+    """A tensor of a checkpoint and its place in the packed weights.
+
+    field: of DecoderWeights where layer is None, else of LayerWeights; the field is `parts` such
+    tensors one below the other, this one the `part`-th. name: the checkpoint's, without prefix.
+    """
+
+    layer: int | None
+    field: str
+    name: str
+    shape: tuple[int, ...]
+    part: int = 0
+    parts: int = 1
 
 
 @dataclass
@@ -57,6 +74,25 @@ class DecoderWeights:
     final_norm_weight: Tensor | None
     final_norm_bias: Tensor | None
     lm_head: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of every weight, and of the K/V cache."""
+        return self.token_embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.token_embedding.device
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of one linear weight."""
+        return self.token_embedding.element_size()
+
+    def checksums(self) -> list[float]:
+        """Numbers that tell models of one shape and dtype apart, without hashing gigabytes."""
+        return [tensor.sum(dtype=torch.float64).item() for tensor in self.tensors()]
 
     def tensors(self) -> Iterator[Tensor]:
         """Every distinct tensor once."""

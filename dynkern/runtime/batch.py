@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,15 +80,16 @@ class DecodeBatch:
         self.request[slot], self.step[slot] = request, 1
         self.alive[slot] = True
         self.route[:, slot] = True if route is None else route.to(self.route.device)
-        self._changed()
+        self.rows_changed()
 
     def retire(self, slot: int) -> None:
         """End a row: it runs no layer and no head from here on."""
         self.alive[slot] = False
         self.route[:, slot] = False
-        self._changed()
+        self.rows_changed()
 
-    def _changed(self) -> None:
+    def rows_changed(self) -> None:
+        """Forget what was derived from alive and route: for whoever writes into them."""
         self._planned = self._alive_rows = None
 
     def planned_rows(self) -> PlannedRows:
@@ -123,3 +125,20 @@ class PassResult:
     ran: Tensor
     filled: Tensor
     head_rows: Tensor
+
+
+@dataclass(frozen=True)
+class PassLimits:
+    """How far an executor may go on its own. At least one pass runs; none starts once max_passes
+    have run or max_seconds have gone by. A row ends with its first token of eos_ids[slot] (empty:
+    none ends it) or with its remaining[slot]-th, and takes no part in later passes.
+    """
+
+    max_passes: int
+    max_seconds: float
+    remaining: Sequence[int]
+    eos_ids: Sequence[frozenset[int]]
+
+    def ends(self, slot: int, token: int, passes: int) -> bool:
+        """Whether the slot's row ends with `token`, picked in the passes-th pass."""
+        return token in self.eos_ids[slot] or passes >= self.remaining[slot]

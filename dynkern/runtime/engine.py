@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +12,17 @@ from torch import Tensor
 
 from dynkern import routes as route_math
 from dynkern.cost import PassCount
+from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights
-from dynkern.ops.backends import check_runnable, use_backend
-from dynkern.runtime.batch import DecodeBatch, PassResult, PrefillResult
+from dynkern.ops.backends import (
+    BackendUnavailable,
+    check_backend,
+    check_runnable,
+    requested_backend,
+    use_backend,
+)
+from dynkern.runtime.batch import DecodeBatch, PassLimits, PassResult, PrefillResult
 from dynkern.runtime.executors import make_executor
 from dynkern.runtime.kv_cache import KVCache
 from dynkern.runtime.request import (
@@ -29,6 +36,10 @@ from dynkern.runtime.request import (
 )
 from dynkern.runtime.sampling import TokenPicker
 from dynkern.runtime.scheduler import ScheduledBatch, Scheduler
+
+# one call of the executor may take this long: somebody waits for tokens, or for Ctrl-C
+LISTENED_SECONDS = 0.005
+UNWATCHED_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -51,12 +62,21 @@ class RunOptions:
 
 
 class Engine:
-    """Runs requests on one model. backend: "auto", or one that every op must run on."""
+    """Runs requests on one model. backend: "auto", or one that everything must run on.
 
-    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, backend: str = "auto") -> None:
+    Raises BackendUnavailable (a ValueError) where these weights cannot run on the one named.
+    """
+
+    def __init__(
+        self, spec: DecoderSpec, weights: DecoderWeights | PackedWeights, backend: str = "auto"
+    ) -> None:
         self.spec, self.weights, self.backend = spec, weights, backend
-        self.device = weights.token_embedding.device
-        check_runnable(backend, self.device.type)
+        self.device = weights.device
+        if isinstance(weights, PackedWeights):
+            # whole passes run there, whatever kernels the single ops have
+            _check_packed("backend", backend)
+        else:
+            check_runnable(backend, self.device.type)
         self.executor = make_executor(spec, weights)
         self._cache: KVCache | None = None
 
@@ -70,7 +90,8 @@ class Engine:
         stats = RunStats()
         done: dict[int, Completion] = {}
         started = time.perf_counter()
-        for event in self.stream(requests, options, stats):
+        seconds = UNWATCHED_SECONDS if on_token is None else LISTENED_SECONDS
+        for event in self._events(requests, options, stats, seconds):
             if on_token is not None:
                 on_token(event.request_id, event.token_id)
             if event.completion is not None:
@@ -82,10 +103,19 @@ class Engine:
         self, requests: Sequence[Request], options: RunOptions, stats: RunStats
     ) -> Iterator[TokenEvent]:
         """Tokens as they are read, batch by batch; `stats` grows along. Raises ValueError first."""
+        return self._events(requests, options, stats, LISTENED_SECONDS)
+
+    def _events(
+        self,
+        requests: Sequence[Request],
+        options: RunOptions,
+        stats: RunStats,
+        seconds: float,
+    ) -> Iterator[TokenEvent]:
         self._check(requests, options)
         scheduler = Scheduler(requests, options.batch_size, self.spec.num_layers)
         while (batch := scheduler.next_batch()) is not None:
-            run = _BatchRun(self, batch, options, stats)
+            run = _BatchRun(self, batch, options, stats, seconds)
             try:
                 yield from run.events()
             finally:
@@ -96,8 +126,12 @@ class Engine:
         """The context of one step: this engine's backend, in inference mode. Never held across a
         yield, since a caller's own code must run in neither.
         """
-        named = nullcontext() if self.backend == "auto" else use_backend(self.backend)
-        with torch.inference_mode(), named:
+        backend = requested_backend() if self.backend == "auto" else self.backend
+        if isinstance(self.weights, PackedWeights):
+            _check_packed("backend", backend)
+            # passes need no op; what little is left around them takes any kernel
+            backend = "auto"
+        with torch.inference_mode(), use_backend(backend):
             yield
 
     def take_cache(self, n_slots: int, n_lanes: int, capacity: int) -> KVCache:
@@ -117,14 +151,15 @@ class Engine:
                 spec.num_heads,
                 spec.head_size,
                 capacity,
-                self.weights.token_embedding.dtype,
+                self.weights.dtype,
                 self.device,
             )
         return cache
 
     def give_back(self, cache: KVCache) -> None:
         """Empty a cache that was taken, and keep it for the next batch."""
-        with self.stepping():
+        # not a step: what was run must come back under any backend
+        with torch.inference_mode():
             cache.release_all()
         self._cache = cache
 
@@ -164,20 +199,34 @@ class Engine:
             )
 
 
+def _check_packed(argument: str, backend: str) -> None:
+    if check_backend(argument, backend) not in ("auto", "cpu"):
+        raise BackendUnavailable(
+            f"{argument}: got {backend!r} for weights packed for the CPU engine, expected auto or "
+            "cpu; load the model under that backend"
+        )
+
+
 class _BatchRun:
-    """One batch from prefill to its last token."""
+    """One batch from prefill to its last token. seconds: how long one step may take, about."""
 
     def __init__(
-        self, engine: Engine, scheduled: ScheduledBatch, options: RunOptions, stats: RunStats
+        self,
+        engine: Engine,
+        scheduled: ScheduledBatch,
+        options: RunOptions,
+        stats: RunStats,
+        seconds: float,
     ) -> None:
-        self.engine, self.options, self.stats = engine, options, stats
+        self.engine, self.options, self.stats, self.seconds = engine, options, stats, seconds
         self.requests, self.program = scheduled.requests, scheduled.program
-        self.picker = TokenPicker(engine.weights, scheduled.sampling, options.seed)
+        self.picker = TokenPicker(engine.executor.head, scheduled.sampling, options.seed)
         self.cache: KVCache | None = None
         layers = engine.spec.num_layers
         self.rows = [
             Completion(r.id, list(r.prompt_ids), layer_counts=[0] * layers) for r in self.requests
         ]
+        self.eos_ids = [frozenset() if r.force_length else r.eos_token_ids for r in self.requests]
 
     def events(self) -> Iterator[TokenEvent]:
         """Prefill, then passes until no row is live."""
@@ -188,16 +237,32 @@ class _BatchRun:
             self.engine.synchronize()
         stats.seconds_prefill += time.perf_counter() - started
         yield from events
-        while alive := [slot for slot, row in enumerate(self.rows) if row.stop_reason is None]:
+        while self._live():
             started = time.perf_counter()
             with self.engine.stepping():
-                result = self.engine.executor.decode(self.batch, self.cache, self.picker)
-                self.batch.advance(result.token)
-                tokens = result.token.tolist()
-                self._count(alive, result)
-                events = self._commit(alive, tokens)
+                events = self._step()
             stats.seconds_decode += time.perf_counter() - started
             yield from events
+
+    def _live(self) -> list[int]:
+        return [slot for slot, row in enumerate(self.rows) if row.stop_reason is None]
+
+    def _step(self) -> list[TokenEvent]:
+        """As many passes as the executor runs at a time, committed in order."""
+        remaining = [
+            request.max_new_tokens - len(row.token_ids)
+            for request, row in zip(self.requests, self.rows, strict=True)
+        ]
+        limits = PassLimits(max(remaining), self.seconds, remaining, self.eos_ids)
+        results = self.engine.executor.advance(self.batch, self.cache, self.picker, limits)
+        if not results:
+            raise RuntimeError("the executor ran no pass although rows are live")
+        events = []
+        for result in results:
+            alive = self._live()
+            self._count(alive, result)
+            events += self._commit(alive, result.token.tolist())
+        return events
 
     def close(self) -> None:
         """Give back what the batch holds, whether or not it ran to its end."""
@@ -278,6 +343,8 @@ class _BatchRun:
         step = torch.zeros_like(batch.step)
         token = self.picker.pick(hidden, None, slots, batch.request, step)
         batch.token.copy_(token)
+        # admitted rows stand at the first generated token
+        self.picker.note(batch.alive, batch.position - 1, token)
         return token.tolist()
 
     def _count(self, alive: list[int], result: PassResult) -> None:
@@ -304,9 +371,8 @@ class _BatchRun:
         events = []
         for slot in slots:
             row, request, token = self.rows[slot], self.requests[slot], tokens[slot]
-            self.picker.remember(slot, len(row.prompt_ids) + len(row.token_ids), [token])
             row.token_ids.append(token)
-            if token in request.eos_token_ids and not request.force_length:
+            if token in self.eos_ids[slot]:
                 row.stop_reason = "eos"
             elif len(row.token_ids) == request.max_new_tokens:
                 row.stop_reason = "length"

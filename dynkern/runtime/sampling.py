@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from dynkern.models.weights import DecoderWeights
-from dynkern.ops import lm_head_argmax, ragged_linear, sample
+from dynkern.ops import sample
 from dynkern.runtime.request import SamplingParams
+
+
+class Head(Protocol):
+    """An executor's LM head. hidden: [C, E] final states, as its prefill hands them out; n: int32
+    element, the rows that count, or None for all C; the others are unspecified.
+    """
+
+    def argmax(self, hidden: Tensor, n: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Token int64 [C], its probability, top-2 margin and log-sum-exp, as op lm_head_argmax."""
+        ...
+
+    def logits(self, hidden: Tensor, n: Tensor | None) -> Tensor:
+        """[C, V]."""
+        ...
 
 
 class TokenPicker:
     """Picks tokens for compacted rows under one SamplingParams.
 
     history: int64 [B, T] of each slot's ids so far, -1 where none; kept only where a repetition
-    penalty needs it.
+    penalty needs it. A subclass may pick otherwise: executors ask `picks_by_params` before they
+    lower the choice.
     """
 
-    def __init__(self, weights: DecoderWeights, params: SamplingParams, seed: int) -> None:
-        self.weights, self.params, self.seed = weights, params, seed
+    def __init__(self, head: Head, params: SamplingParams, seed: int) -> None:
+        self.head, self.params, self.seed = head, params, seed
         self.history: Tensor | None = None
 
     @property
     def is_greedy(self) -> bool:
         """Whether lm_head_argmax alone decides."""
         return self.params.is_greedy
+
+    @property
+    def picks_by_params(self) -> bool:
+        """Whether `params` and `history` say all there is to say about `pick`."""
+        return type(self).pick is TokenPicker.pick
 
     def begin(self, n_slots: int, capacity: int, device: torch.device) -> None:
         """Make room for a batch of rows of up to `capacity` tokens."""
@@ -36,6 +57,14 @@ class TokenPicker:
         if self.history is not None:
             self.history[slot, start : start + len(ids)] = torch.tensor(ids)
 
+    def note(self, alive: Tensor, position: Tensor, token: Tensor) -> None:
+        """Note each live slot's token [B], which follows the one at `position` [B]."""
+        if self.history is not None:
+            # slots that ended may stand at the last column
+            index = (position + 1).clamp(max=self.history.shape[1] - 1)[:, None]
+            held = self.history.gather(1, index)
+            self.history.scatter_(1, index, torch.where(alive[:, None], token[:, None], held))
+
     def pick(
         self,
         hidden: Tensor,
@@ -46,8 +75,8 @@ class TokenPicker:
     ) -> Tensor:
         """int64 [C] tokens for hidden [C, E]; request, step: int64 [C]; rows: int32 [C] slots."""
         if self.is_greedy:
-            return lm_head_argmax(hidden, self.weights.lm_head, n)[0]
-        logits = ragged_linear(hidden, self.weights.lm_head, None, None, n)
+            return self.head.argmax(hidden, n)[0]
+        logits = self.head.logits(hidden, n)
         history = None if self.history is None else self.history.index_select(0, rows)
         p = self.params
         return sample(

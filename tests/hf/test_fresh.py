@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,8 +13,19 @@ import transformers
 from torch import nn
 
 import dynkern
+from dynkern.models.packed import PackedWeights
+from dynkern.ops.backends import use_backend
+from support.backends import BACKENDS, needs_engine
 from support.opt import random_prompts, tiny_config, tiny_opt
 from support.twins import padded, twins
+
+
+@pytest.fixture(autouse=True, params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shared parameters, and parameters packed for the CPU engine."""
+    with use_backend(request.param):
+        yield
+
 
 INPUTS = padded(random_prompts(4, seed=7))
 POLICIES = ["full", "uniform:3"]
@@ -172,6 +183,29 @@ def test_unchanged_weights_are_packed_once():
     assert module._packed.engine(module) is engine
     no_grad_copy(module)
     assert module._packed.engine(module) is not engine
+
+
+@needs_engine
+def test_only_what_changed_is_packed_again(monkeypatch):
+    written = []
+    write = PackedWeights.write
+
+    def counting(self, part, tensor):
+        written.append((part.layer, part.name))
+        write(self, part, tensor)
+
+    monkeypatch.setattr(PackedWeights, "write", counting)
+    with use_backend("auto"):
+        module = model()
+        ids(module)
+        # every parameter once, the tied head not at all
+        assert len(written) == len(set(written)) == len(list(module.parameters()))
+        written.clear()
+        through_numpy(module)
+        ids(module)
+        ids(module)
+        assert written == [(0, "layers.0.self_attn.v_proj.weight")]
+        assert module._packed.engine(module).executor.name == "native"
 
 
 # -- the module after generating -----------------------------------------------------------------

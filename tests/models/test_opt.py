@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dynkern.llm import LLM, choose_device, choose_dtype
+from dynkern.llm import LLM, choose_device
 from dynkern.models.opt import pack_weights, spec_from_config
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights, LayerWeights
@@ -62,12 +62,13 @@ def assert_holds(weights: DecoderWeights, module, dtype: torch.dtype) -> None:
 def test_weights_arrive_bit_for_bit(tmp_path, variant, stored):
     module = tiny_opt(seed=3, **VARIANTS[variant]).to(DTYPES[stored])
     module.save_pretrained(tmp_path)
-    llm = LLM(tmp_path)
+    llm = LLM(tmp_path, backend="reference")
     auto = torch.float32 if stored == "float16" else DTYPES[stored]
     assert llm.dtype == auto
     assert_holds(llm.engine.weights, module, auto)
     for name, dtype in DTYPES.items():
-        assert_holds(LLM(tmp_path, dtype=name).engine.weights, module, dtype)
+        weights = LLM(tmp_path, dtype=name, backend="reference").engine.weights
+        assert_holds(weights, module, dtype)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -91,18 +92,21 @@ def test_prefixes(tmp_path, prefix, variant):
         for name, parameter in module.named_parameters()
     }
     save_file(renamed, tmp_path / "model.safetensors")
-    assert_holds(LLM(tmp_path).engine.weights, module, torch.float32)
+    weights = LLM(tmp_path, backend="reference").engine.weights
+    assert_holds(weights, module, torch.float32)
 
 
 def test_a_tied_head_is_held_once(tmp_path):
     tied, untied = tmp_path / "tied", tmp_path / "untied"
     module = save_opt(tied)
     save_opt(untied, tie_word_embeddings=False)
-    llm = LLM(tied)
+    llm = LLM(tied, backend="reference")
     assert llm.engine.weights.lm_head is llm.engine.weights.token_embedding
     assert llm.weight_bytes == sum(p.numel() * 4 for p in module.parameters())
-    assert LLM(untied).weight_bytes == llm.weight_bytes + 131 * 48 * 4
-    assert LLM(tied, dtype="bfloat16").weight_bytes == llm.weight_bytes // 2
+    other = LLM(untied, backend="reference")
+    assert other.weight_bytes == llm.weight_bytes + 131 * 48 * 4
+    half = LLM(tied, dtype="bfloat16", backend="reference")
+    assert half.weight_bytes == llm.weight_bytes // 2
 
 
 # -- what the checkpoint lacks -----------------------------------------------------------------
@@ -223,24 +227,6 @@ def test_an_empty_config(tmp_path):
 
 
 # -- dtype and device ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "stored", "device", "expected"),
-    [
-        ("auto", "float32", CPU, torch.float32),
-        ("auto", "bfloat16", CPU, torch.bfloat16),
-        ("auto", "float16", CPU, torch.float32),
-        ("auto", "float16", CUDA, torch.float16),
-        ("auto", "torch.bfloat16", CUDA, torch.bfloat16),
-        ("auto", None, CUDA, torch.float32),
-        ("auto", "int8", CPU, torch.float32),
-        ("float16", "float32", CPU, torch.float16),
-        ("float32", "bfloat16", CUDA, torch.float32),
-    ],
-)
-def test_the_dtype_rule(name, stored, device, expected):
-    assert choose_dtype(name, stored, device) == expected
 
 
 def test_the_dtype_key_of_old_configs(tmp_path):

@@ -7,19 +7,21 @@ import torch
 
 from dynkern.llm import LLM
 from dynkern.policies import policy
+from dynkern.runtime import engine as engine_module
 from dynkern.runtime.engine import RunOptions
-from dynkern.runtime.request import Request, RunStats
+from dynkern.runtime.request import Request, RunStats, SamplingParams
+from support.backends import BACKENDS
 from support.opt import random_prompts, save_opt
 from support.trace import trace_run
 
 NUM_LAYERS = 6
 
 
-@pytest.fixture(scope="module")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+@pytest.fixture(scope="module", params=BACKENDS)
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
     directory = tmp_path_factory.mktemp("opt")
     save_opt(directory)
-    return LLM(directory)
+    return LLM(directory, backend=request.param)
 
 
 def requests_for(llm: LLM, prompts: list, specs: list[str], **overrides) -> list[Request]:
@@ -116,14 +118,27 @@ def test_planned_rows_hold_lanes_for_their_layers_only(llm):
 
 
 def test_sampling_is_the_same_in_any_batch_and_follows_the_seed(llm):
-    from dynkern.runtime.request import SamplingParams
-
     prompts = random_prompts(5, seed=6)
     options = {"sampling": SamplingParams(1.0, 20, 0.95, 1.2), "max_new_tokens": 12}
     one, five = (llm.generate(prompts, batch_size=b, seed=1, **options) for b in (1, 5))
     other = llm.generate(prompts, seed=2, **options)
     assert [c.token_ids for c in one] == [c.token_ids for c in five]
     assert [c.token_ids for c in one] != [c.token_ids for c in other]
+
+
+@pytest.mark.parametrize("policy", ["full", "random-step:5", "confidence:margin=0.3"])
+def test_steps_of_any_length_pick_the_same_tokens(monkeypatch, llm, policy):
+    prompts = random_prompts(5, seed=6)
+    for sampling in (SamplingParams(), SamplingParams(0.9, 40, 0.9, 1.5), SamplingParams(1.4)):
+        options = {"max_new_tokens": 30, "seed": 4, "sampling": sampling}
+        runs = []
+        for seconds in (0.0, 0.002, 60.0):
+            with monkeypatch.context() as patch:
+                patch.setattr(engine_module, "UNWATCHED_SECONDS", seconds)
+                runs.append(llm.run(prompts, policy, **options))
+        for run in runs[1:]:
+            assert run.completions == runs[0].completions
+            assert run.stats.passes == runs[0].stats.passes
 
 
 def test_one_new_token_needs_no_routed_pass(llm):

@@ -12,6 +12,7 @@ import torch
 from dynkern.evaluation.compute_then_mask import masked_logits
 from dynkern.llm import LLM
 from dynkern.routes import KV_FILLS
+from support.backends import BACKENDS
 from support.opt import VARIANTS, random_prompts, save_opt
 from support.tolerances import assert_logits_close
 from support.trace import trace_run
@@ -40,12 +41,17 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(scope="module", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module", params=["pre_norm", "post_norm_projected"])
-def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+def twin(backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """The same tiny model as a float32 LLM and as a float64 transformers module."""
     directory = tmp_path_factory.mktemp(request.param)
     module = save_opt(directory, **VARIANTS[request.param])
-    return LLM(directory), module.double()
+    return LLM(directory, backend=backend), module.double()
 
 
 def check_rows(trace, module, prefill_routed: bool = False) -> None:
@@ -121,9 +127,9 @@ def test_planned_routes_need_no_fill(twin, kv_fill):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_full_depth_equals_hugging_face_logits(monkeypatch, tmp_path, variant):
+def test_full_depth_equals_hugging_face_logits(monkeypatch, tmp_path, variant, backend):
     module = save_opt(tmp_path, seed=5, **VARIANTS[variant])
-    llm = LLM(tmp_path)
+    llm = LLM(tmp_path, backend=backend)
     prompts = random_prompts(6, seed=9)
     trace = trace_run(monkeypatch, llm, prompts, "full", max_new_tokens=NEW_TOKENS)
     module = module.double()
@@ -138,9 +144,11 @@ def test_full_depth_equals_hugging_face_logits(monkeypatch, tmp_path, variant):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("policy", ["full", "random:3", "stochastic:0.5"])
-def test_half_precision_stays_within_the_table(monkeypatch, tmp_path, dtype, policy):
+def test_half_precision_stays_within_the_table(monkeypatch, tmp_path, dtype, policy, backend):
+    if (dtype, backend) == ("float16", "cpu"):
+        pytest.skip("the CPU engine has no float16")
     module = save_opt(tmp_path, seed=2, init_std=0.1)
-    llm = LLM(tmp_path, dtype=dtype)
+    llm = LLM(tmp_path, dtype=dtype, backend=backend)
     trace = trace_run(
         monkeypatch, llm, random_prompts(4, seed=2), policy, max_new_tokens=NEW_TOKENS
     )

@@ -43,7 +43,7 @@ def trace_run(monkeypatch: pytest.MonkeyPatch, llm: LLM, prompts: list, policy, 
 
         def pick(self, hidden, n, slots, request, step):
             count = hidden.shape[0] if n is None else int(n)
-            logits = hidden[:count] @ self.weights.lm_head.T
+            logits = self.head.logits(hidden, n)[:count]
             for row, request_id in zip(logits, request[:count].tolist(), strict=True):
                 rows.setdefault(request_id, RowTrace()).logits.append(row.clone())
             token = torch.zeros(hidden.shape[0], dtype=torch.int64)

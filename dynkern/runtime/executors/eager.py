@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,13 +18,28 @@ from dynkern.ops import (
     ragged_linear,
     route_compact,
 )
-from dynkern.runtime.batch import DecodeBatch, PassResult, PrefillResult
+from dynkern.runtime.batch import DecodeBatch, PassLimits, PassResult, PrefillResult
 from dynkern.runtime.executors.kv_fill import KVFill, make_kv_fill
 from dynkern.runtime.executors.stream import ResidualStream
 from dynkern.runtime.kv_cache import KVCache
 from dynkern.runtime.sampling import TokenPicker
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+class OpHead:
+    """The LM head by ops (see sampling.Head)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight
+
+    def argmax(self, hidden: Tensor, n: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Without a [C, V] result."""
+        return lm_head_argmax(hidden, self.weight, n)
+
+    def logits(self, hidden: Tensor, n: Tensor | None) -> Tensor:
+        """[C, V] in the weights' dtype."""
+        return ragged_linear(hidden, self.weight, None, None, n)
 
 
 class EagerExecutor:
@@ -33,8 +49,14 @@ class EagerExecutor:
 
     def __init__(self, spec: DecoderSpec, weights: DecoderWeights) -> None:
         self.spec, self.weights = spec, weights
-        self.device = weights.token_embedding.device
-        self.dtype = weights.token_embedding.dtype
+        self.device, self.dtype = weights.device, weights.dtype
+        self.head = OpHead(weights.lm_head)
+
+    @property
+    def isa(self) -> str:
+        """What the kernels run on, as far as this executor can tell: torch's CPU level, or cuda."""
+        on_cpu = self.device.type == "cpu"
+        return torch.backends.cpu.get_cpu_capability().lower() if on_cpu else self.device.type
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], routes: Tensor | None = None
@@ -78,7 +100,7 @@ class EagerExecutor:
         """One routed pass for the live rows of `batch`; appends to `cache` and picks tokens."""
         fill = self._fill_of(batch, cache)
         fill.begin_pass()
-        stream = self.embed_rows(batch)
+        stream = self._embed(batch.token, batch.position)
         run = _Pass(self, batch, cache, fill, stream)
         if batch.program is None:
             run.planned()
@@ -97,7 +119,29 @@ class EagerExecutor:
         )
         ran = run.ran()
         fill.end_pass(ran)
-        return PassResult(run.settle(rows, n, token), ran, fill.filled, run.head_rows)
+        return PassResult(run.settle(rows, n, token), ran, fill.filled.clone(), run.head_rows)
+
+    def advance(
+        self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker, limits: PassLimits
+    ) -> list[PassResult]:
+        """Passes up to the limits, or to the first in which a row ends; the batch is advanced.
+
+        Whoever called retires the rows that ended.
+        """
+        results: list[PassResult] = []
+        until = time.perf_counter() + limits.max_seconds
+        live = batch.alive.nonzero().flatten().tolist()
+        while live:
+            results.append(self.decode(batch, cache, picker))
+            token = results[-1].token
+            picker.note(batch.alive, batch.position, token)
+            batch.advance(token)
+            if len(results) >= limits.max_passes or time.perf_counter() >= until:
+                break
+            tokens = token.tolist()
+            if any(limits.ends(slot, tokens[slot], len(results)) for slot in live):
+                break
+        return results
 
     def _fill_of(self, batch: DecodeBatch, cache: KVCache) -> KVFill:
         # kept with the batch: batches of two streams may take turns
@@ -105,15 +149,19 @@ class EagerExecutor:
             batch.fill = make_kv_fill(self.spec, self.weights, batch, cache)
         return batch.fill
 
-    def fixed_part(self, batch: DecodeBatch, picker: TokenPicker) -> Tensor:
+    def fixed_part(self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker) -> Tensor:
         """Embedding, final norm and LM head of the live rows: t_fixed of the cost model."""
-        stream = self.embed_rows(batch)
+        stream = self._embed(batch.token, batch.position)
         rows, n = batch.alive_rows()
         return picker.pick(self._final(stream, rows, n), n, rows, batch.request, batch.step)
 
-    def embed_rows(self, batch: DecodeBatch) -> ResidualStream:
-        """The residual stream that a pass of `batch` starts from."""
-        return self._embed(batch.token, batch.position)
+    def fill_part(self, batch: DecodeBatch, cache: KVCache) -> None:
+        """K/V projections of the live rows at every layer, as kv_fill "project" does them."""
+        fill = self._fill_of(batch, cache)
+        stream = self._embed(batch.token, batch.position)
+        rows, n = batch.alive_rows()
+        for layer in range(self.spec.num_layers):
+            fill.skipped(layer, stream, rows, n)
 
     def _embed(self, ids: Tensor, positions: Tensor) -> ResidualStream:
         w = self.weights
@@ -250,7 +298,7 @@ class _Pass:
             measure = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
             return self._scatter(rows, n, measure >= program.threshold)
         hidden = self.executor._final(self.stream, rows, n)
-        token, top, margin, _ = lm_head_argmax(hidden, self.executor.weights.lm_head, n)
+        token, top, margin, _ = self.executor.head.argmax(hidden, n)
         self.head_rows += n
         measure = top if program.measure == "top_prob" else margin
         leaving = self._scatter(rows, n, measure >= program.threshold)

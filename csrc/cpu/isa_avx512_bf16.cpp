@@ -1,0 +1,38 @@
+// Kernels for avx512_bf16.
+#if defined(__x86_64__)
+
+// what is included ahead of the pragma is compiled for every processor
+#include <cstdint>
+#include <cstring>
+
+#include "kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(                                                                     \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma"))), \
+    apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma")
+#endif
+
+#define DYNKERN_ISA avx512_bf16
+#define DYNKERN_VNNI
+#define DYNKERN_BF16
+#include "simd_avx512.h"
+// after the vectors that it is written in
+#include "isa_table.h"
+
+namespace dynkern {
+
+const Kernels* avx512_bf16_kernels() { DYNKERN_TABLE("avx512_bf16"); }
+
+}  // namespace dynkern
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // __x86_64__

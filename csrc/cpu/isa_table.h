@@ -1,0 +1,27 @@
+// The table of kernels of one translation unit.
+#pragma once
+
+#include "body_attention.h"
+#include "body_choose.h"
+#include "body_fingerprint.h"
+#include "body_linear.h"
+#include "body_math.h"
+
+#define DYNKERN_TABLE(name)                \
+  static const Kernels table = {           \
+      name,                                \
+      DYNKERN_ISA::linear,                 \
+      DYNKERN_ISA::to_input,               \
+      DYNKERN_ISA::layer_norm,             \
+      DYNKERN_ISA::active_groups,          \
+      DYNKERN_ISA::decode_attention,       \
+      DYNKERN_ISA::prefill_attention,      \
+      DYNKERN_ISA::prefill_scratch,        \
+      DYNKERN_ISA::dot,                    \
+      DYNKERN_ISA::draw_layers,            \
+      DYNKERN_ISA::sample,                 \
+      DYNKERN_ISA::sample_scratch_floats,  \
+      DYNKERN_ISA::sample_scratch_indices, \
+      DYNKERN_ISA::fingerprint,            \
+  };                                       \
+  return &table

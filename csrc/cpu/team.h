@@ -1,0 +1,40 @@
+// A persistent team of threads that shares out the items of one job after the other.
+//
+// A job is over when its items are done, not when every thread has come by: a thread that the
+// system has taken off its core delays nobody unless it holds an item. Waiting is a bounded spin,
+// then sleep, so that neither a busy neighbour nor an idle program pays for it.
+#pragma once
+
+#include <cstdint>
+
+namespace dynkern {
+
+// Does items [begin, end) of a job as member `thread` of the team (0 is the caller).
+using Work = void (*)(void* context, int64_t begin, int64_t end, int64_t thread);
+
+// Runs items [0, n_items) on the caller and up to n_threads - 1 workers; returns when all are done.
+// Calls must not overlap: hold TeamLock.
+void run_job(int64_t n_threads, int64_t n_items, Work work, void* context);
+
+// run_job with a callable: function(item, thread).
+template <class Function>
+void parallel_for(int64_t n_threads, int64_t n_items, Function&& function) {
+  run_job(
+      n_threads, n_items,
+      [](void* context, int64_t begin, int64_t end, int64_t thread) {
+        auto& call = *static_cast<Function*>(context);
+        for (int64_t item = begin; item < end; ++item) call(item, thread);
+      },
+      const_cast<void*>(static_cast<const void*>(&function)));
+}
+
+// One user of the team at a time; others wait.
+class TeamLock {
+ public:
+  TeamLock();
+  ~TeamLock();
+  TeamLock(const TeamLock&) = delete;
+  TeamLock& operator=(const TeamLock&) = delete;
+};
+
+}  // namespace dynkern

@@ -1,0 +1,26 @@
+"""The executors to test: eager under "reference", and the CPU engine where it is there."""
+
+from __future__ import annotations
+
+import pytest
+
+from dynkern.kernels import native
+
+MISSING = native.cpu_missing()
+needs_engine = pytest.mark.skipif(MISSING is not None, reason=f"CPU engine: {MISSING}")
+BACKENDS = ["reference", pytest.param("cpu", marks=needs_engine)]
+
+
+def isa_levels() -> list[str]:
+    """Levels of the CPU engine that this processor has, lowest first; empty without the engine."""
+    if MISSING is not None:
+        return []
+    held, levels = native.cpu_isa(), []
+    for name in native.native_engine.ISA_LEVELS[1:]:
+        try:
+            native.set_cpu_isa(name)
+        except ValueError:
+            continue
+        levels.append(name)
+    native.set_cpu_isa(held)
+    return levels
