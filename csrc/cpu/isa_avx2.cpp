@@ -14,6 +14,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 
+#define DYNKERN_VECTOR_BITS 256
 #define DYNKERN_ISA avx2
 #include "simd_avx2.h"
 // after the vectors that it is written in

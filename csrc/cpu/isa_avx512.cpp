@@ -15,6 +15,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")
 #endif
 
+#define DYNKERN_VECTOR_BITS 512
 #define DYNKERN_ISA avx512
 #include "simd_avx512.h"
 // after the vectors that it is written in

@@ -16,6 +16,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma")
 #endif
 
+#define DYNKERN_VECTOR_BITS 512
 #define DYNKERN_ISA avx512_bf16
 #define DYNKERN_VNNI
 #define DYNKERN_BF16

@@ -16,6 +16,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma")
 #endif
 
+#define DYNKERN_VECTOR_BITS 512
 #define DYNKERN_ISA avx512_vnni
 #define DYNKERN_VNNI
 #include "simd_avx512.h"

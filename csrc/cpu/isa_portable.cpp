@@ -6,6 +6,7 @@
 
 #include "kernels.h"
 
+#define DYNKERN_VECTOR_BITS 128
 #define DYNKERN_ISA portable
 #include "simd_portable.h"
 // after the vectors that it is written in

@@ -3,9 +3,9 @@
 
 #include "body_attention.h"
 #include "body_choose.h"
-#include "body_fingerprint.h"
 #include "body_linear.h"
 #include "body_math.h"
+#include "body_memory.h"
 
 #define DYNKERN_TABLE(name)                \
   static const Kernels table = {           \
@@ -23,5 +23,6 @@
       DYNKERN_ISA::sample_scratch_floats,  \
       DYNKERN_ISA::sample_scratch_indices, \
       DYNKERN_ISA::fingerprint,            \
+      DYNKERN_ISA::read_block,             \
   };                                       \
   return &table

@@ -32,8 +32,8 @@ constexpr int64_t group_count(int64_t format, int64_t k) {
   return format == kI8 ? round_up(k, kScaleBlock) / 4 : divide_up(k, group_size(format));
 }
 // Groups summed before the sum goes to the total: short sums keep rounding errors small, and a
-// block of weights (64 KiB at most) stays in the second-level cache for the next rows.
-constexpr int64_t block_groups(int64_t format) { return format == kI8 ? kScaleBlock / 4 : 256; }
+// block of weights (16 KiB at most) stays in the first cache for the next rows.
+constexpr int64_t block_groups(int64_t format) { return format == kI8 ? kScaleBlock / 4 : 64; }
 constexpr int64_t panel_count(int64_t n) { return divide_up(n, kPanel); }
 constexpr int64_t panel_bytes(int64_t format, int64_t k) {
   return group_count(format, k) * kGroupBytes;
@@ -154,6 +154,7 @@ struct Kernels {
   int64_t (*sample_indices)(int64_t vocab);
   // 64 bits over bytes; the same on every level.
   uint64_t (*fingerprint)(const uint8_t* data, int64_t bytes);
+  float (*read_block)(const float* data, int64_t n);
 };
 
 // The kernels in use: the best that this processor runs, or the cap that was set.

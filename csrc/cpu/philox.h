@@ -5,6 +5,18 @@
 #include <immintrin.h>
 #endif
 
+// Said by translation units whose target is set by a pragma, since g++ does not update its macros
+// then.
+#if !defined(DYNKERN_VECTOR_BITS)
+#if defined(__AVX512F__)
+#define DYNKERN_VECTOR_BITS 512
+#elif defined(__AVX2__)
+#define DYNKERN_VECTOR_BITS 256
+#else
+#define DYNKERN_VECTOR_BITS 128
+#endif
+#endif
+
 #include <cstdint>
 
 #include "float_math.h"
@@ -90,7 +102,7 @@ constexpr int64_t kChunkBlocks = kDrawChunk / 4;
 
 // Counters in the low halves of 64-bit lanes: one multiplication gives the low and the high word,
 // and what is left in the high halves is never looked at. Compilers do not find that by themselves.
-#if defined(__AVX512F__)
+#if DYNKERN_VECTOR_BITS == 512
 typedef uint64_t Counters __attribute__((vector_size(64)));
 static inline Counters multiply_low(Counters a, Counters b) {
   return (Counters)_mm512_maskz_mul_epu32(0xff, (__m512i)a, (__m512i)b);
@@ -101,7 +113,7 @@ static inline Counters even_pairs(Counters a, Counters b) {
 static inline Counters odd_pairs(Counters a, Counters b) {
   return (Counters)_mm512_maskz_unpackhi_epi64(0xff, (__m512i)a, (__m512i)b);
 }
-#elif defined(__AVX2__)
+#elif DYNKERN_VECTOR_BITS == 256
 typedef uint64_t Counters __attribute__((vector_size(32)));
 static inline Counters multiply_low(Counters a, Counters b) {
   return (Counters)_mm256_mul_epu32((__m256i)a, (__m256i)b);
@@ -169,17 +181,26 @@ static inline void chunk_words(uint64_t seed, uint32_t request, uint32_t step, u
 
 #endif
 
-// rng.vocabulary_uniforms of entries [first, first + kDrawChunk) of a row; 4 divides `first`.
+// In (0, 1); the largest draw would round to 1, and its Gumbel value to infinity.
+static inline float vocabulary_uniform(uint32_t word) {
+  const float u = (static_cast<float>(static_cast<int32_t>(word >> 8)) + 0.5f) * 0x1p-24f;
+  return u < 1.0f - 0x1p-24f ? u : 1.0f - 0x1p-24f;
+}
+
+// The words behind rng.vocabulary_uniforms of entries [first, first + kDrawChunk) of a row; 4
+// divides `first`.
+static inline void vocabulary_words(uint64_t seed, int64_t request, int64_t step, int64_t first,
+                                    uint32_t* out) {
+  chunk_words(seed, static_cast<uint32_t>(request), static_cast<uint32_t>(step),
+              static_cast<uint32_t>(first / 4), out);
+}
+
+// Those uniforms themselves.
 static inline void vocabulary_uniforms(uint64_t seed, int64_t request, int64_t step, int64_t first,
                                        float* out) {
   uint32_t words[kDrawChunk];
-  chunk_words(seed, static_cast<uint32_t>(request), static_cast<uint32_t>(step),
-              static_cast<uint32_t>(first / 4), words);
-  for (int64_t i = 0; i < kDrawChunk; ++i) {
-    const float u = (static_cast<float>(static_cast<int32_t>(words[i] >> 8)) + 0.5f) * 0x1p-24f;
-    // the largest draw would round to 1, and its Gumbel value to infinity
-    out[i] = u < 1.0f - 0x1p-24f ? u : 1.0f - 0x1p-24f;
-  }
+  vocabulary_words(seed, request, step, first, words);
+  for (int64_t i = 0; i < kDrawChunk; ++i) out[i] = vocabulary_uniform(words[i]);
 }
 
 }  // namespace DYNKERN_ISA

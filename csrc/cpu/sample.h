@@ -122,19 +122,30 @@ static inline uint32_t mask_before(float x, int32_t i, float limit, int32_t ties
                (static_cast<uint32_t>(x == limit) & static_cast<uint32_t>(i < ties)));
 }
 
-static inline void draw_chunk(const SampleRow& row, const Scores& s, int64_t chunk) {
+// Perturbs a chunk unless its largest score under its largest draw stays below `reached`, which
+// most chunks do: two logarithms a chunk instead of two an entry. Says whether the chunk is there.
+static inline bool draw_chunk(const SampleRow& row, const Scores& s, int64_t chunk,
+                              int32_t reached) {
+  // more than log_approx may be off
+  constexpr float kSlack = 1e-3f;
+  uint32_t words[kDrawChunk];
+  vocabulary_words(row.seed, row.request, row.step, chunk * kDrawChunk, words);
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < kDrawChunk; ++i) largest = words[i] > largest ? words[i] : largest;
+  const float most = -log_approx(-log_approx(vocabulary_uniform(largest)));
+  if (order_key(key_float(s.top[chunk]) + most + kSlack) < reached) return false;
+  float draw[kDrawChunk];
+  for (int64_t i = 0; i < kDrawChunk; ++i) draw[i] = vocabulary_uniform(words[i]);
   const float* x = s.score + chunk * kDrawChunk;
   float* out = s.perturbed + chunk * kDrawChunk;
-  float draw[kDrawChunk];
-  vocabulary_uniforms(row.seed, row.request, row.step, chunk * kDrawChunk, draw);
   for (int64_t i = 0; i < kDrawChunk; ++i) out[i] = x[i] - log_approx(-log_approx(draw[i]));
   s.drawn[chunk] = 1;
+  return true;
 }
 
-// order_key of the largest perturbed score among a chunk's entries before `limit`, or INT32_MIN.
-static inline int32_t best_of_chunk(const SampleRow& row, const Scores& s, int64_t chunk,
-                                    Rank limit) {
-  if (!s.drawn[chunk]) draw_chunk(row, s, chunk);
+// order_key of the largest perturbed score among a drawn chunk's entries before `limit`, or
+// INT32_MIN.
+static inline int32_t best_of_chunk(const Scores& s, int64_t chunk, Rank limit) {
   const float* x = s.score + chunk * kDrawChunk;
   const float* y = s.perturbed + chunk * kDrawChunk;
   const int32_t ties = ties_before(chunk, limit);
@@ -154,17 +165,20 @@ static inline int64_t gumbel_argmax(const SampleRow& row, const Scores& s, Rank 
   // -log(-log(u)) stays below that
   constexpr float kLargestDraw = 16.7f;
   // what cannot reach the best of the likeliest chunk need not be drawn
-  const int32_t reached = best_of_chunk(row, s, s.top_chunk, limit);
+  if (!s.drawn[s.top_chunk]) draw_chunk(row, s, s.top_chunk, INT32_MIN);
+  int32_t reached = best_of_chunk(s, s.top_chunk, limit);
   int32_t best = INT32_MIN;
   int64_t chunk = -1;
   for (int64_t c = 0; c < s.n_chunks; ++c) {
     if (is_behind(s, c, limit)) continue;
     if (order_key(key_float(s.top[c]) + kLargestDraw) < reached) continue;
-    const int32_t top = best_of_chunk(row, s, c, limit);
+    if (!s.drawn[c] && !draw_chunk(row, s, c, reached)) continue;
+    const int32_t top = best_of_chunk(s, c, limit);
     if (top > best) {
       best = top;
       chunk = c;
     }
+    reached = top > reached ? top : reached;
   }
   if (chunk < 0) return -1;
   const int32_t ties = ties_before(chunk, limit);

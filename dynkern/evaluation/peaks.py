@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dynkern.evaluation.timing import interleave
+from dynkern.kernels import native
 from dynkern.machine import device_name
 
 if TYPE_CHECKING:
@@ -107,7 +108,12 @@ def _readers(size: int, device: torch.device) -> Work:
 
     columns = 2048
     rows = -(-size // (4 * columns))
-    buffer = torch.ones(rows, columns, device=device)
+    buffer = torch.empty(rows, columns, device=device)
+    own = device.type == "cpu" and native.cpu_missing() is None
+    if own:
+        # the weights lie in huge pages, and so must what stands for them
+        native.cpu_library().dynkern_cpu_advise(buffer.data_ptr(), buffer.nbytes)
+    buffer.fill_(1.0)
     flat, vector = buffer.view(-1), torch.ones(columns, device=device)
     moved = float(flat.numel() * 4)
     readers: Work = {
@@ -116,6 +122,11 @@ def _readers(size: int, device: torch.device) -> Work:
         "dot": (lambda: torch.dot(flat, flat), moved),
         "matrix-vector": (lambda: torch.mv(buffer, vector), moved),
     }
+    if own:
+        # torch's reductions stop at two thirds of what a cache-sized buffer can give
+        read = native.cpu_library().dynkern_cpu_read
+        threads = torch.get_num_threads()
+        readers["plain read"] = (lambda: read(buffer.data_ptr(), buffer.numel(), threads), moved)
     if device.type == "cuda":
         # a copy keeps more requests in flight than a reduction; half of its traffic are writes
         half = flat.numel() // 2

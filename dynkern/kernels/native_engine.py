@@ -110,10 +110,11 @@ def bind_engine(library: ctypes.CDLL) -> None:
         "fill": (None, model, decode),
         # hidden, rows, n_threads, logits, token, top, margin, log_sum
         "head": (None, model, _PTR, _I64, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
-    }
-    if hasattr(library, "dynkern_cpu_fingerprint"):
         # data, bytes, n_threads
-        signatures["fingerprint"] = (ctypes.c_uint64, _PTR, _I64, _I64)
+        "fingerprint": (ctypes.c_uint64, _PTR, _I64, _I64),
+        # data, floats, n_threads
+        "read": (ctypes.c_float, _PTR, _I64, _I64),
+    }
     for name, (result, *arguments) in signatures.items():
         function = getattr(library, f"dynkern_cpu_{name}")
         function.restype, function.argtypes = result, arguments

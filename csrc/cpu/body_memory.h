@@ -1,4 +1,5 @@
-// 64 bits over a block of memory: integer arithmetic, the same on every instruction set.
+// Whole blocks of memory: read as fast as it comes, or folded to 64 bits by integer arithmetic that
+// is the same on every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +9,18 @@
 
 namespace dynkern {
 namespace DYNKERN_ISA {
+
+// A sum of the floats, so that no read is left out.
+inline float read_block(const float* data, int64_t n) {
+  Vf sum[4] = {vzero(), vzero(), vzero(), vzero()};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    for (int j = 0; j < 4; ++j) sum[j] = vadd(sum[j], vload(data + i + j * kLanes));
+  }
+  float tail = 0.0f;
+  for (; i < n; ++i) tail += data[i];
+  return vsum(vadd(vadd(sum[0], sum[1]), vadd(sum[2], sum[3]))) + tail;
+}
 
 inline uint64_t mix(uint64_t x) {
   x = (x ^ (x >> 32)) * 0xd6e8feb86659fd93u;

@@ -1,0 +1,299 @@
+"""python -m bench.end_to_end --output DIR: the CPU engine against its peers and against itself.
+
+Whole loops (prefill and decoding) of random-weight OPT shapes, fresh random prompts of 64 tokens,
+64 forced new tokens, engines in turn round after round, each in a process of its own; then routes,
+exits and serving against dynkern's own full depth. Rows go to DIR/cpu.csv as they come.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from bench.cpu_cases import GROUPS, PROMPT, Bench, Row
+from bench.peers import KINDS, Engine
+from bench.results_file import append, stamp
+from dynkern.evaluation.load_meter import LOAD_LIMIT
+from dynkern.evaluation.timing import Spread
+from dynkern.llm import LLM
+from dynkern.machine import device_name
+
+# hidden size, layers, heads, FFN size, vocabulary
+SHAPES = {
+    "tiny": (64, 4, 2, 128, 320),
+    "125m": (768, 12, 12, 3072, 50272),
+    "350m-wide": (1024, 24, 16, 4096, 50272),
+    "1.3b": (2048, 24, 32, 8192, 50272),
+}
+COLUMNS = (
+    "group",
+    "shape",
+    "dtype",
+    "batch",
+    "prompt",
+    "new_tokens",
+    "engine",
+    "case",
+    "seconds",
+    "low",
+    "high",
+    "tokens_per_second",
+    "speedup",
+    "predicted",
+    "realisation",
+    "efficiency",
+    "bandwidth",
+    "loaded",
+    "note",
+)
+# tries for a quiet run before a loaded one is kept and marked
+TRIES = 4
+
+
+def make_checkpoint(shape: str, layers: int | None, folder: Path) -> Path:
+    """A random-weight OPT of the shape, made once. float32 on disk, since a converter keeps 16-bit
+    weights as they are and float32 peers would read half of what they say; bfloat16 where float32
+    would take gigabytes.
+    """
+    import transformers
+
+    hidden, depth, heads, ffn, vocabulary = SHAPES[shape]
+    depth = layers or depth
+    target = folder / f"{shape}-{depth}"
+    if not (target / "config.json").is_file():
+        torch.manual_seed(0)
+        config = transformers.OPTConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            word_embed_proj_dim=hidden,
+            ffn_dim=ffn,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+        )
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32 if hidden < 2048 else torch.bfloat16)
+        try:
+            model = transformers.OPTForCausalLM(config)
+        finally:
+            torch.set_default_dtype(before)
+        model.save_pretrained(target)
+    return target
+
+
+def compare_engines(
+    engines: dict[str, Engine], sizes: dict[str, int], vocabulary: int, repeats: int
+) -> Iterator[Row]:
+    """Whole loops of every engine in turn; a row each. sizes: batch, prompt, new_tokens."""
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    loaded = dict.fromkeys(engines, False)
+    for engine in engines.values():
+        engine.run(**sizes, vocabulary=vocabulary)  # not timed: compiles, allocates, warms up
+    for _ in range(repeats):
+        for name, engine in engines.items():
+            for attempt in range(TRIES):
+                done = engine.run(**sizes, vocabulary=vocabulary)
+                quiet = done["foreign"] <= LOAD_LIMIT
+                if quiet or attempt == TRIES - 1:
+                    loaded[name] |= not quiet
+                    seconds[name].append(done["seconds"])
+                    break
+    tokens = sizes["batch"] * (sizes["new_tokens"] if sizes["new_tokens"] > 1 else sizes["prompt"])
+    for name, values in seconds.items():
+        spread = Spread.of(values)
+        yield {
+            "engine": name,
+            "dtype": name.partition("-")[2],
+            "seconds": spread.median,
+            "low": spread.p20,
+            "high": spread.p80,
+            "tokens_per_second": tokens / spread.median,
+            "loaded": loaded[name],
+        }
+
+
+def peer_rows(
+    checkpoint: Path, kinds: list[str], cases: list[dict[str, int]], repeats: int, python: str
+) -> Iterator[Row]:
+    """Every case over all engines that load; one that does not gives a row that says why."""
+    vocabulary = vocabulary_of(checkpoint)
+    engines: dict[str, Engine] = {}
+    try:
+        for kind in kinds:
+            own = kind.startswith("dynkern")
+            engine = Engine(kind, checkpoint, sys.executable if own else python)
+            if engine.obstacle is None:
+                engines[kind] = engine
+            else:
+                yield {"engine": kind, "case": "load", "note": engine.obstacle}
+        for sizes in cases:
+            prefill = sizes["new_tokens"] == 1
+            for row in compare_engines(engines, sizes, vocabulary, repeats):
+                yield {**row, **sizes, "case": "prefill" if prefill else "whole loop"}
+    finally:
+        for engine in engines.values():
+            engine.close()
+
+
+def vocabulary_of(checkpoint: Path) -> int:
+    """Vocabulary size of a checkpoint."""
+    import json
+
+    return int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
+
+
+def memory_row(checkpoint: Path) -> Row:
+    """Memory that loading takes, beside the packed size, in a fresh process."""
+    engine = Engine("dynkern-bfloat16", checkpoint)
+    engine.close()
+    packed = LLM(checkpoint, dtype="bfloat16").weight_bytes
+    return {
+        "engine": "dynkern-bfloat16",
+        "dtype": "bfloat16",
+        "case": "memory after loading",
+        "speedup": engine.loaded_bytes / packed,
+        "note": f"{engine.loaded_bytes} bytes held, {packed} bytes packed",
+    }
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Folder for cpu.csv.")],
+    group: Annotated[
+        list[str] | None,
+        typer.Option(help="peers, realisation, mixed, confidence, serving, memory; repeat it."),
+    ] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="125m, 350m-wide or 1.3b.")] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint instead of a shape.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, int8.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows; repeat it.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Engines of the peers group.")] = None,
+    new_tokens: Annotated[int, typer.Option(help="Forced new tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
+    peer_python: Annotated[str, typer.Option(help="Interpreter that has the peers.")] = "",
+    work: Annotated[Path | None, typer.Option(help="Folder that keeps checkpoints.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tiny shape, to try it.")] = False,
+) -> None:
+    """Measure the groups asked for (all by default) and append them to OUTPUT/cpu.csv."""
+    known = ("peers", *GROUPS, "memory")
+    groups = group or list(known)
+    shapes = [model] if model else ["tiny"] if dry_run else shape or ["125m"]
+    _check("group", groups, known)
+    _check("kind", kind or [], KINDS)
+    _check("dtype", dtype or [], ("float32", "bfloat16", "int8"))
+    if not model:
+        _check("shape", shapes, tuple(SHAPES))
+    for name, value in (("new-tokens", new_tokens), ("repeats", repeats), *_each("batch", batch)):
+        if value < (2 if name == "new-tokens" else 1):
+            _refuse(f"--{name}: got {value}, expected more")
+    if dry_run:
+        new_tokens, repeats = 4, 1
+    batches = batch or ([1, 2] if dry_run else [1, 8, 32])
+    console = Console()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as scratch, Progress(console=Console(stderr=True)) as bar:
+        for name in shapes:
+            checkpoint = Path(name) if model else make_checkpoint(name, None, work or Path(scratch))
+            label = Path(name).name  # of somebody's checkpoint, not where it lies
+            sizes = {"prompt": PROMPT, "new_tokens": new_tokens}
+            for row in _measure(
+                checkpoint, groups, kind, dtype, batches, sizes, repeats, peer_python, bar
+            ):
+                full = {**dict.fromkeys(COLUMNS, ""), **sizes, **row, "shape": label}
+                on = stamp(device_name(torch.device("cpu")), dry_run)
+                append(output / "cpu.csv", [{**on, **full}])
+                rows.append(full)
+    _print(console, rows)
+
+
+def _measure(
+    checkpoint: Path,
+    groups: list[str],
+    kinds: list[str] | None,
+    dtypes: list[str] | None,
+    batches: list[int],
+    sizes: dict[str, int],
+    repeats: int,
+    python: str,
+    bar: Progress,
+) -> Iterator[Row]:
+    dtypes = dtypes or ["bfloat16"]
+    own = [g for g in groups if g in GROUPS]
+    task = bar.add_task("measuring", total=len(own) * len(dtypes) * len(batches) + 1)
+    if "peers" in groups:
+        bar.update(task, description=f"peers, {checkpoint.name}")
+        cases = [{"batch": n, **sizes} for n in batches]
+        cases.append({"batch": min(8, max(batches)), "prompt": 128, "new_tokens": 1})
+        python = python or sys.executable
+        for row in peer_rows(checkpoint, kinds or list(KINDS), cases, repeats, python):
+            yield {"group": "peers", **row}
+    if "memory" in groups:
+        yield {"group": "memory", **memory_row(checkpoint)}
+    bar.advance(task)
+    for dtype in dtypes if own else []:
+        llm = LLM(checkpoint, dtype=dtype)
+        for batch in batches:
+            for group in own:
+                bar.update(task, description=f"{group}, {dtype}, {batch} rows")
+                bench = Bench(llm, batch, sizes["new_tokens"], repeats)
+                if group != "mixed" or batch > 1:
+                    for row in GROUPS[group](bench):
+                        on = {"group": group, "dtype": dtype, "batch": batch}
+                        yield {**on, "engine": f"dynkern-{dtype}", **row}
+                bar.advance(task)
+
+
+def _each(name: str, values: list[int] | None) -> list[tuple[str, int]]:
+    return [(name, value) for value in values or []]
+
+
+def _check(argument: str, given: list[str], known: tuple[str, ...]) -> None:
+    for value in given:
+        if value not in known:
+            _refuse(f"--{argument}: got {value!r}, expected one of {', '.join(known)}")
+
+
+def _refuse(message: str) -> None:
+    print(message, file=sys.stderr)
+    raise typer.Exit(2)
+
+
+def _print(console: Console, rows: list[Row]) -> None:
+    table = Table(title="bench.end_to_end")
+    columns = ("group", "shape", "batch", "engine", "case", "ms", "tok/s", "speedup", "realised")
+    for column in (*columns, "roofline"):
+        table.add_column(column, overflow="fold")
+
+    def number(value: Any, form: str) -> str:
+        return form.format(value) if isinstance(value, int | float) else ""
+
+    notes: dict[str, None] = {}
+    for row in rows:
+        seconds = row["seconds"]
+        table.add_row(
+            *(str(row[key]) for key in ("group", "shape", "batch", "engine", "case")),
+            f"{seconds * 1e3:.2f}" if isinstance(seconds, float) else "",
+            number(row["tokens_per_second"], "{:.1f}"),
+            *(number(row[key], "{:.3f}") for key in ("speedup", "realisation", "efficiency")),
+            style="dim" if row["loaded"] is True else None,
+        )
+        if row["note"]:
+            notes[
+                f"{row['engine']}, {row['batch'] or 'all'} rows, {row['group']}: {row['note']}"
+            ] = None
+    console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
+    if any(row["loaded"] is True for row in rows):
+        console.print("dim rows: other processes used the machine, and no quiet run could be had")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,88 @@
+"""bench.end_to_end at tiny size: every group, without any peer but transformers."""
+
+from __future__ import annotations
+
+import csv
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import end_to_end, peers
+
+
+def _invoke(*arguments: str):
+    app = end_to_end.typer.Typer()
+    app.command()(end_to_end.main)
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    kinds = ("dynkern-float32", "hf-float32", "openvino-int8")
+    result = _invoke(
+        *("--output", str(folder), "--dry-run", "--work", str(folder)),
+        *(word for kind in kinds for word in ("--kind", kind)),
+    )
+    assert result.exit_code == 0, result.output
+    with (folder / "cpu.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_group_has_rows(rows):
+    assert {row["group"] for row in rows} == {"peers", "memory", *end_to_end.GROUPS}
+    assert {row["shape"] for row in rows} == {"tiny"}
+    assert all(row["dry_run"] == "1" for row in rows)
+
+
+def test_engines_are_compared_case_by_case(rows):
+    whole = [r for r in rows if r["case"] == "whole loop"]
+    for batch in ("1", "2"):
+        engines = {r["engine"] for r in whole if r["batch"] == batch}
+        assert {"dynkern-float32", "hf-float32"} <= engines
+    for row in whole:
+        tokens = int(row["batch"]) * int(row["new_tokens"])
+        assert float(row["tokens_per_second"]) == pytest.approx(tokens / float(row["seconds"]))
+    prefill = [r for r in rows if r["case"] == "prefill"]
+    assert prefill and all(r["prompt"] == "128" and r["new_tokens"] == "1" for r in prefill)
+
+
+def test_a_missing_peer_is_a_line_and_no_failure(rows):
+    notes = [r["note"] for r in rows if r["engine"] == "openvino-int8" and r["case"] == "load"]
+    measured = [r for r in rows if r["engine"] == "openvino-int8" and r["seconds"]]
+    assert measured or (len(notes) == 1 and "not installed" in notes[0])
+
+
+def test_own_cases_carry_their_possible_time(rows):
+    judged = [r for r in rows if r["group"] in ("realisation", "mixed", "confidence")]
+    assert judged and all(float(r["realisation"]) > 0 for r in judged)
+    assert all(0 < float(r["efficiency"]) for r in judged)
+    assert any("first exit" in r["note"] or "no gain" in r["note"] for r in judged)
+    serving = {r["case"] for r in rows if r["group"] == "serving"}
+    assert serving == {"greedy", "temperature 1", "top-k 50, top-p 0.9", "streaming"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("--group", "speed", "--group: got 'speed', expected one of peers"),
+        ("--shape", "7b", "--shape: got '7b', expected one of tiny"),
+        ("--kind", "vllm", "--kind: got 'vllm', expected one of dynkern-float32"),
+        ("--dtype", "fp8", "--dtype: got 'fp8', expected one of float32"),
+        ("--batch", "0", "--batch: got 0, expected more"),
+        ("--new-tokens", "1", "--new-tokens: got 1, expected more"),
+        ("--repeats", "0", "--repeats: got 0, expected more"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, capfd, argument, value, message):
+    result = _invoke("--output", str(tmp_path), argument, value)
+    assert result.exit_code == 2
+    assert message in result.output + capfd.readouterr().err
+    assert not (tmp_path / "cpu.csv").exists()
+
+
+def test_a_worker_that_dies_says_so(tmp_path):
+    engine = peers.Engine("dynkern-float32", tmp_path / "nowhere", sys.executable)
+    assert engine.obstacle and "nowhere" in engine.obstacle
+    engine.close()
