@@ -128,7 +128,7 @@ def peer_rows(
     engines: dict[str, Engine] = {}
     try:
         for kind in kinds:
-            own = kind.startswith("dynkern")
+            own = kind.startswith(("dynkern", "hf"))  # transformers is a dependency of dynkern's
             engine = Engine(kind, checkpoint, sys.executable if own else python)
             if engine.obstacle is None:
                 engines[kind] = engine

@@ -190,8 +190,8 @@ def serve(kind: str, checkpoint: Path) -> None:
         before = _resident_bytes()
         run = _LOADERS[name](checkpoint, dtype)
         answer(ready=True, loaded_bytes=_resident_bytes() - before)
-    except ImportError as error:
-        answer(ready=False, reason=f"{error.name or error} is not installed ({EXTRA})")
+    except ModuleNotFoundError as error:
+        answer(ready=False, reason=f"{error.name} is not installed ({EXTRA})")
         return
     except Exception as error:
         answer(ready=False, reason=f"{type(error).__name__}: {error}".splitlines()[0])

@@ -1,0 +1,95 @@
+"""python -m bench.cpu_plot [CSV [PNG]]: the picture of README from committed measurements.
+
+Left: whole loops of dynkern and its peers on one shape. Right: decode speed-up of routed passes
+beside what their possible time allows. The last row of a case counts.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SHAPE = "125m"
+ENGINES = {
+    "hf-bfloat16": ("HF eager bf16", "#bdbdbd"),
+    "ctranslate2-int8": ("CTranslate2 int8", "#d9b38c"),
+    "openvino-float32": ("OpenVINO fp32", "#c6dbef"),
+    "dynkern-float32": ("dynkern fp32", "#f4a582"),
+    "openvino-bfloat16": ("OpenVINO bf16", "#6baed6"),
+    "dynkern-bfloat16": ("dynkern bf16", "#d6604d"),
+    "openvino-int8": ("OpenVINO int8", "#2171b5"),
+    "dynkern-int8": ("dynkern int8", "#8c1d2f"),
+}
+
+
+def latest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The last row of every case."""
+    keys = ("group", "shape", "dtype", "batch", "prompt", "new_tokens", "engine", "case")
+    return list({tuple(row[key] for key in keys): row for row in rows}.values())
+
+
+def draw(rows: list[dict[str, str]], target: Path) -> None:
+    """Both panels to a PNG. ValueError where there are no rows of the shape."""
+    shown = [r for r in latest(rows) if r["shape"].startswith(SHAPE) and r["dry_run"] == "0"]
+    whole = [r for r in shown if r["case"] == "whole loop"]
+    if not whole:
+        raise ValueError(f"rows: none of a whole loop of {SHAPE}, expected bench.end_to_end's")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.4), width_ratios=(3, 2))
+    batches = sorted({int(r["batch"]) for r in whole})
+    width = 0.85 / len(ENGINES)
+    for place, (engine, (label, colour)) in enumerate(ENGINES.items()):
+        own = {int(r["batch"]): r for r in whole if r["engine"] == engine}
+        if not own:
+            continue
+        at = [batches.index(b) + (place - len(ENGINES) / 2 + 0.5) * width for b in own]
+        heights = [float(r["tokens_per_second"]) for r in own.values()]
+        left.bar(at, heights, width, label=label, color=colour)
+        for x, height in zip(at, heights, strict=True):
+            left.text(x, height * 1.04, f"{height:.0f}", ha="center", fontsize=6.5)
+    left.set_yscale("log")
+    left.set_xticks(range(len(batches)), [f"{b} row{'s' * (b > 1)}" for b in batches])
+    left.set_ylabel("new tokens / s, prefill included")
+    left.set_title(f"OPT-{SHAPE} shape, 64 + 64 tokens, two cores", fontsize=10)
+    left.legend(fontsize=7, ncols=2)
+    routed = [r for r in shown if r["group"] in ("realisation", "mixed") and r["predicted"]]
+    routed = [r for r in routed if r["case"] != "full" and r["dtype"] == "bfloat16"]
+    for batch, marker in zip(batches, "os^Dv", strict=False):
+        own = [r for r in routed if int(r["batch"]) == batch]
+        x, y = ([float(r[key]) for r in own] for key in ("predicted", "speedup"))
+        right.plot(x, y, marker, label=f"{batch} row{'s' * (batch > 1)}", alpha=0.8)
+    most = max([float(r["predicted"]) for r in routed], default=2.0) * 1.08
+    right.plot([1, most], [1, most], color="grey", linewidth=0.8, label="nothing lost")
+    right.set_xlabel("speed-up that the possible time allows")
+    right.set_ylabel("measured decode speed-up")
+    right.set_title("Routed passes, bf16: uniform and mixed routes", fontsize=10)
+    right.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(target, dpi=130)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> int:
+    """2 on bad arguments."""
+    source = Path(arguments[0]) if arguments else RESULTS / "cpu.csv"
+    target = Path(arguments[1]) if len(arguments) > 1 else source.with_suffix(".png")
+    if len(arguments) > 2 or not source.is_file():
+        print(f"cpu_plot: expected [CSV [PNG]], found no file {source}", file=sys.stderr)
+        return 2
+    with source.open(newline="", encoding="utf-8") as file:
+        try:
+            draw(list(csv.DictReader(file)), target)
+        except (ValueError, KeyError) as error:
+            print(f"cpu_plot: {source}: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
