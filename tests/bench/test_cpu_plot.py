@@ -17,6 +17,15 @@ def test_the_last_row_of_a_case_counts():
     assert [row["seconds"] for row in cpu_plot.latest(rows)] == ["2"]
 
 
+def test_engines_of_different_runs_do_not_stand_side_by_side():
+    def row(batch: str, engine: str, seconds: str) -> dict[str, str]:
+        return {"batch": batch, "engine": engine, "seconds": seconds}
+
+    first = [row("1", "a", "1"), row("1", "b", "1"), row("8", "a", "1")]
+    second = [row("1", "a", "2"), row("8", "a", "2"), row("8", "b", "2")]
+    assert cpu_plot.fullest_runs([*first, *second]) == [*first[:2], *second[1:]]
+
+
 def test_bad_input_is_one_line(tmp_path, capsys):
     empty = tmp_path / "cpu.csv"
     empty.write_text("group,shape\n")
