@@ -12,8 +12,10 @@ namespace dynkern {
 // Does items [begin, end) of a job as member `thread` of the team (0 is the caller).
 using Work = void (*)(void* context, int64_t begin, int64_t end, int64_t thread);
 
-// Runs items [0, n_items) on the caller and up to n_threads - 1 workers; returns when all are done.
-// Calls must not overlap: hold TeamLock.
+// Runs items [0, n_items), fewer than 2^32 - 1, on the caller and up to n_threads - 1 workers;
+// returns when all are done. Allocates nothing that it cannot do without. Where an item throws, the
+// rest may be left out, and the first exception is thrown here once no thread is at the job.
+// Calls must not overlap: hold TeamLock. Items must not start jobs.
 void run_job(int64_t n_threads, int64_t n_items, Work work, void* context);
 
 // run_job with a callable: function(item, thread).
@@ -28,7 +30,8 @@ void parallel_for(int64_t n_threads, int64_t n_items, Function&& function) {
       const_cast<void*>(static_cast<const void*>(&function)));
 }
 
-// One user of the team at a time; others wait.
+// One thread uses the team at a time, others wait; the one that holds it may take it again. A fork
+// waits, too.
 class TeamLock {
  public:
   TeamLock();
