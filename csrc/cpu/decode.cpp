@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "../common/abi.h"
+#include "guard.h"
 
 namespace dynkern {
 namespace {
@@ -262,52 +263,64 @@ void DecodePass::run_fill() {
 
 using namespace dynkern;
 
-// Runs up to max_passes passes while a row is alive; returns how many.
+// Runs up to max_passes passes while a row is alive; returns how many, or kNoMemory.
 DYNKERN_EXPORT int64_t dynkern_cpu_decode(const Model* model, const Decode* args) {
-  TeamLock lock;
-  Steps steps(*model, args->n_threads);
-  DecodePass pass(steps, *args);
-  const double end = now() + args->max_seconds;
-  int64_t p = 0;
-  while (p < args->max_passes && pass.run(p)) {
-    ++p;
-    if (!args->advance || args->pick == kHidden || now() >= end) break;
-    if (args->stop != nullptr && *static_cast<const volatile int32_t*>(args->stop) != 0) break;
-  }
-  return p;
+  return guarded([&] {
+    TeamLock lock;
+    Steps steps(*model, args->n_threads);
+    DecodePass pass(steps, *args);
+    const double end = now() + args->max_seconds;
+    int64_t p = 0;
+    while (p < args->max_passes && pass.run(p)) {
+      ++p;
+      if (!args->advance || args->pick == kHidden || now() >= end) break;
+      if (args->stop != nullptr && *static_cast<const volatile int32_t*>(args->stop) != 0) break;
+    }
+    return p;
+  });
 }
 
-// Only embedding, final norm and head of the live rows; tokens to out_token.
-DYNKERN_EXPORT void dynkern_cpu_fixed(const Model* model, const Decode* args) {
-  TeamLock lock;
-  Steps steps(*model, args->n_threads);
-  DecodePass(steps, *args).run_fixed();
+// Only embedding, final norm and head of the live rows; tokens to out_token. Returns 0 or
+// kNoMemory, as all below.
+DYNKERN_EXPORT int64_t dynkern_cpu_fixed(const Model* model, const Decode* args) {
+  return guarded([&] {
+    TeamLock lock;
+    Steps steps(*model, args->n_threads);
+    DecodePass(steps, *args).run_fixed();
+    return 0;
+  });
 }
 
 // Only the K/V fill of every layer for the live rows; nothing is advanced.
-DYNKERN_EXPORT void dynkern_cpu_fill(const Model* model, const Decode* args) {
-  TeamLock lock;
-  Steps steps(*model, args->n_threads);
-  DecodePass(steps, *args).run_fill();
+DYNKERN_EXPORT int64_t dynkern_cpu_fill(const Model* model, const Decode* args) {
+  return guarded([&] {
+    TeamLock lock;
+    Steps steps(*model, args->n_threads);
+    DecodePass(steps, *args).run_fill();
+    return 0;
+  });
 }
 
 // hidden [rows, embed] through the head; any output may be null.
-DYNKERN_EXPORT void dynkern_cpu_head(const Model* model, const float* hidden, int64_t rows,
-                                     int64_t n_threads, float* logits, int64_t* token, float* top,
-                                     float* margin, float* log_sum) {
-  TeamLock lock;
-  Steps steps(*model, n_threads);
-  if (logits != nullptr) steps.logits(hidden, rows, logits);
-  if (token == nullptr && top == nullptr && margin == nullptr && log_sum == nullptr) return;
-  const bool sums = top != nullptr || margin != nullptr || log_sum != nullptr;
-  std::vector<Best> best(static_cast<size_t>(rows));
-  steps.head(hidden, rows, sums, best.data());
-  for (int64_t j = 0; j < rows; ++j) {
-    const Best& b = best[static_cast<size_t>(j)];
-    const float first = std::exp(b.top - b.log_sum);
-    if (token != nullptr) token[j] = b.token;
-    if (top != nullptr) top[j] = first;
-    if (margin != nullptr) margin[j] = first - std::exp(b.second - b.log_sum);
-    if (log_sum != nullptr) log_sum[j] = b.log_sum;
-  }
+DYNKERN_EXPORT int64_t dynkern_cpu_head(const Model* model, const float* hidden, int64_t rows,
+                                        int64_t n_threads, float* logits, int64_t* token,
+                                        float* top, float* margin, float* log_sum) {
+  return guarded([&] {
+    TeamLock lock;
+    Steps steps(*model, n_threads);
+    if (logits != nullptr) steps.logits(hidden, rows, logits);
+    if (token == nullptr && top == nullptr && margin == nullptr && log_sum == nullptr) return 0;
+    const bool sums = top != nullptr || margin != nullptr || log_sum != nullptr;
+    std::vector<Best> best(static_cast<size_t>(rows));
+    steps.head(hidden, rows, sums, best.data());
+    for (int64_t j = 0; j < rows; ++j) {
+      const Best& b = best[static_cast<size_t>(j)];
+      const float first = std::exp(b.top - b.log_sum);
+      if (token != nullptr) token[j] = b.token;
+      if (top != nullptr) top[j] = first;
+      if (margin != nullptr) margin[j] = first - std::exp(b.second - b.log_sum);
+      if (log_sum != nullptr) log_sum[j] = b.log_sum;
+    }
+    return 0;
+  });
 }

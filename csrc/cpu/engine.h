@@ -9,6 +9,11 @@
 
 namespace dynkern {
 
+// What a function that allocates returns where there was no memory, else 0 or what it says. Outputs
+// are then not to be read, and the rows of a Decode stand in the middle of a pass: start them
+// again. Everything else goes on as before.
+constexpr int64_t kNoMemory = -1;
+
 // Storage of linear weights; sums are float32 in all of them. Activations are float32, rounded to
 // bfloat16 ahead of a bfloat16 linear, and to int8 with a scale for every 128 inputs ahead of int8.
 enum Format : int64_t { kF32 = 0, kBF16 = 1, kI8 = 2 };

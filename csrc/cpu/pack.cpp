@@ -10,6 +10,7 @@
 #endif
 
 #include "../common/abi.h"
+#include "guard.h"
 #include "kernels.h"
 #include "team.h"
 
@@ -112,24 +113,28 @@ DYNKERN_EXPORT int64_t dynkern_cpu_packed_bytes(int64_t n, int64_t k, int64_t fo
   return panel_count(n) * panel_bytes(format, k);
 }
 
-// src [n, k] with row_stride elements between rows; scale [n] is written for kI8.
-DYNKERN_EXPORT void dynkern_cpu_pack(const void* src, int64_t src_dtype, int64_t n, int64_t k,
-                                     int64_t row_stride, int64_t format, uint8_t* dst, float* scale,
-                                     int64_t n_threads) {
-  TeamLock lock;
-  parallel_for(n_threads, panel_count(n), [&](int64_t panel, int64_t) {
-    std::vector<float> row(static_cast<size_t>(k));
-    uint8_t* to = dst + panel * panel_bytes(format, k);
-    for (int64_t c = 0; c < kPanel; ++c) {
-      const int64_t i = panel * kPanel + c;
-      if (i < n) {
-        read_row(src, src_dtype, i * row_stride, k, row.data());
-      } else {
-        std::fill(row.begin(), row.end(), 0.0f);
+// src [n, k] with row_stride elements between rows; scale [n] is written for kI8. Returns 0 or
+// kNoMemory.
+DYNKERN_EXPORT int64_t dynkern_cpu_pack(const void* src, int64_t src_dtype, int64_t n, int64_t k,
+                                        int64_t row_stride, int64_t format, uint8_t* dst,
+                                        float* scale, int64_t n_threads) {
+  return guarded([&] {
+    TeamLock lock;
+    parallel_for(n_threads, panel_count(n), [&](int64_t panel, int64_t) {
+      std::vector<float> row(static_cast<size_t>(k));
+      uint8_t* to = dst + panel * panel_bytes(format, k);
+      for (int64_t c = 0; c < kPanel; ++c) {
+        const int64_t i = panel * kPanel + c;
+        if (i < n) {
+          read_row(src, src_dtype, i * row_stride, k, row.data());
+        } else {
+          std::fill(row.begin(), row.end(), 0.0f);
+        }
+        const float own = pack_row(row.data(), k, format, to + c * 4);
+        if (format == kI8 && i < n) scale[i] = own;
       }
-      const float own = pack_row(row.data(), k, format, to + c * 4);
-      if (format == kI8 && i < n) scale[i] = own;
-    }
+    });
+    return 0;
   });
 }
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "../common/abi.h"
+#include "guard.h"
 #include "steps.h"
 
 namespace dynkern {
@@ -18,11 +19,18 @@ class PrefillPass {
         args_(args),
         model_(steps.model()),
         tokens_(args.bounds[args.n_rows]),
-        element_(model_.kv_dtype == kBFloat16 ? 2 : 4) {
-    steps_.reserve(tokens_);
+        element_(model_.kv_dtype == kBFloat16 ? 2 : 4) {}
+
+  ~PrefillPass() {
+    Workspace& work = steps_.work();
+    for (Buffer<float>* buffer : {&work.h, &work.q, &work.inner, &work.embedded}) {
+      buffer->trim(kKeepBytes);
+    }
+    for (auto& thread : work.threads) thread->scratch.trim(kKeepBytes);
   }
 
   void run() {
+    steps_.reserve(tokens_);
     embed();
     for (int64_t l = 0; l < model_.num_layers; ++l) run_layer(l);
     std::vector<int32_t> last;
@@ -30,11 +38,6 @@ class PrefillPass {
       last.push_back(static_cast<int32_t>(args_.bounds[r + 1] - 1));
     }
     steps_.final_hidden(last.data(), args_.n_rows, args_.hidden);
-    Workspace& work = steps_.work();
-    for (Buffer<float>* buffer : {&work.h, &work.q, &work.inner, &work.embedded}) {
-      buffer->trim(kKeepBytes);
-    }
-    for (auto& thread : work.threads) thread->scratch.trim(kKeepBytes);
   }
 
  private:
@@ -104,11 +107,13 @@ class PrefillPass {
 }  // namespace
 }  // namespace dynkern
 
-// One pass over packed prompts; returns 0.
+// One pass over packed prompts; returns 0 or kNoMemory.
 DYNKERN_EXPORT int64_t dynkern_cpu_prefill(const dynkern::Model* model,
                                            const dynkern::Prefill* args) {
-  dynkern::TeamLock lock;
-  dynkern::Steps steps(*model, args->n_threads);
-  dynkern::PrefillPass(steps, *args).run();
-  return 0;
+  return dynkern::guarded([&] {
+    dynkern::TeamLock lock;
+    dynkern::Steps steps(*model, args->n_threads);
+    dynkern::PrefillPass(steps, *args).run();
+    return 0;
+  });
 }

@@ -18,6 +18,8 @@ PROGRAMS = {"planned": 0, "bernoulli": 1, "subset": 2, "confidence": 3}
 MEASURES = {"top_prob": 0, "margin": 1, "cosine": 2}
 PICK_GREEDY, PICK_SAMPLE, PICK_HIDDEN = 0, 1, 2
 
+NO_MEMORY = -1
+
 ISA_LEVELS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
@@ -91,6 +93,13 @@ class Decode(ctypes.Structure):
     ]
 
 
+def check_memory(result: int, doing: str) -> int:
+    """What a function returned; MemoryError, one line, where it found no memory for `doing`."""
+    if result == NO_MEMORY:
+        raise MemoryError(f"{doing}: out of memory")
+    return result
+
+
 def bind_engine(library: ctypes.CDLL) -> None:
     """Declare the signatures of the engine's functions on a loaded csrc/cpu."""
     model, decode = ctypes.POINTER(Model), ctypes.POINTER(Decode)
@@ -98,7 +107,7 @@ def bind_engine(library: ctypes.CDLL) -> None:
     signatures = {
         "packed_bytes": (_I64, _I64, _I64, _I64),
         # src, src_dtype, n, k, row_stride, format, dst, scale, n_threads
-        "pack": (None, _PTR, _I64, _I64, _I64, _I64, _I64, _PTR, _PTR, _I64),
+        "pack": (_I64, _PTR, _I64, _I64, _I64, _I64, _I64, _PTR, _PTR, _I64),
         # matrix, format, rows, n_rows, dst
         "unpack": (None, ctypes.POINTER(Matrix), _I64, _PTR, _I64, _PTR),
         "advise": (None, _PTR, _I64),
@@ -106,10 +115,10 @@ def bind_engine(library: ctypes.CDLL) -> None:
         "set_isa": (number, text),
         "prefill": (_I64, model, ctypes.POINTER(Prefill)),
         "decode": (_I64, model, decode),
-        "fixed": (None, model, decode),
-        "fill": (None, model, decode),
+        "fixed": (_I64, model, decode),
+        "fill": (_I64, model, decode),
         # hidden, rows, n_threads, logits, token, top, margin, log_sum
-        "head": (None, model, _PTR, _I64, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
+        "head": (_I64, model, _PTR, _I64, _I64, _PTR, _PTR, _PTR, _PTR, _PTR),
         # data, bytes, n_threads
         "fingerprint": (ctypes.c_uint64, _PTR, _I64, _I64),
         # data, floats, n_threads

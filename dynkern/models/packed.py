@@ -58,7 +58,7 @@ class PackedWeights:
     format: "float32", "bfloat16" or "int8", the storage of linear weights; norms, biases,
     positions and scales are float32. Made empty: `write` every SourcePart once, ahead of any pass.
     dtype: of the K/V cache (bfloat16 for int8). Raises ValueError on an unknown format,
-    LibraryUnavailable where csrc/cpu is not there.
+    LibraryUnavailable where csrc/cpu is not there, MemoryError without room for the weights.
     """
 
     device = torch.device("cpu")
@@ -156,7 +156,13 @@ class PackedWeights:
 
     def _allocate(self, size: int) -> Tensor:
         boundary = _HUGE_PAGE if size >= 2 * _HUGE_PAGE else _LINE
-        arena = _aligned(torch.empty(size + boundary, dtype=torch.uint8), boundary)[:size]
+        try:
+            whole = torch.empty(size + boundary, dtype=torch.uint8)
+        except RuntimeError as error:  # of torch's allocator
+            raise MemoryError(
+                f"weights: out of memory for {size / 1e9:.1f} GB in {self.format}"
+            ) from error
+        arena = _aligned(whole, boundary)[:size]
         # ahead of the first write: pages are mapped when they are first touched
         self._library.dynkern_cpu_advise(arena.data_ptr(), size)
         return arena
@@ -168,7 +174,7 @@ class PackedWeights:
         scale = None
         if linear.scale is not None:
             scale = self._side[linear.scale + part * linear.stride :].data_ptr()
-        self._library.dynkern_cpu_pack(
+        result = self._library.dynkern_cpu_pack(
             tensor.data_ptr(),
             _DTYPES[tensor.dtype],
             linear.rows,
@@ -179,6 +185,7 @@ class PackedWeights:
             scale,
             torch.get_num_threads(),
         )
+        native_engine.check_memory(result, f"packing a [{linear.rows}, {linear.k}] linear")
 
     def _make_model(self) -> native_engine.Model:
         spec = self.spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -46,19 +46,21 @@ class NativeHead:
     def _run(self, hidden: Tensor, n: Tensor | None, *outputs: Tensor | None) -> None:
         hidden = hidden.to(torch.float32).contiguous()
         rows = hidden.shape[0] if n is None else int(n)
-        self._head(
+        result = self._head(
             ctypes.byref(self.weights.model),
             hidden.data_ptr(),
             rows,
             torch.get_num_threads(),
             *(None if tensor is None else tensor.data_ptr() for tensor in outputs),
         )
+        native_engine.check_memory(result, f"LM head over {rows} rows")
 
 
 class NativeExecutor:
     """Runs prefill and decode passes of one packed model on the CPU.
 
-    Hidden states are float32 in every format; keys and values have the weights' dtype.
+    Hidden states are float32 in every format; keys and values have the weights' dtype. MemoryError
+    where a pass finds no memory: a batch stands in the middle of it then, all else goes on.
     """
 
     name = "native"
@@ -102,7 +104,8 @@ class NativeExecutor:
             values.data_ptr(),
             hidden.data_ptr(),
         )
-        self._library.dynkern_cpu_prefill(self._model, ctypes.byref(arguments))
+        result = self._library.dynkern_cpu_prefill(self._model, ctypes.byref(arguments))
+        native_engine.check_memory(result, f"prefill of {len(ids)} tokens in {rows} prompts")
         return PrefillResult(hidden, keys, values, bounds, layer_rows)
 
     def decode(self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker) -> PassResult:
@@ -112,7 +115,7 @@ class NativeExecutor:
         """
         state = self._state_of(batch, cache, picker)
         state.single_pass()
-        self._library.dynkern_cpu_decode(self._model, state.pointer)
+        self._run(self._library.dynkern_cpu_decode, state)
         result = state.results(1)[0]
         if not picker.picks_by_params:
             result.token = _picked(batch, state.hidden, picker)
@@ -134,7 +137,7 @@ class NativeExecutor:
             return [result]
         state = self._state_of(batch, cache, picker)
         state.many_passes(limits)
-        passes = self._library.dynkern_cpu_decode(self._model, state.pointer)
+        passes = self._run(self._library.dynkern_cpu_decode, state)
         batch.rows_changed()
         return state.results(passes)
 
@@ -142,14 +145,18 @@ class NativeExecutor:
         """Embedding, final norm and LM head of the live rows: t_fixed of the cost model."""
         state = self._state_of(batch, cache, picker)
         state.single_pass()
-        self._library.dynkern_cpu_fixed(self._model, state.pointer)
+        self._run(self._library.dynkern_cpu_fixed, state)
         return state.results(1)[0].token
 
     def fill_part(self, batch: DecodeBatch, cache: KVCache) -> None:
         """K/V projections of the live rows at every layer, as kv_fill "project" does them."""
         state = self._state_of(batch, cache, None)
         state.single_pass()
-        self._library.dynkern_cpu_fill(self._model, state.pointer)
+        self._run(self._library.dynkern_cpu_fill, state)
+
+    def _run(self, function: Callable[..., int], state: _DecodeState) -> int:
+        result = function(self._model, state.pointer)
+        return native_engine.check_memory(result, f"decode pass over {state.batch.n_slots} slots")
 
     def _state_of(
         self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker | None
