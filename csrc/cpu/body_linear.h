@@ -226,8 +226,8 @@ inline void put_kv(const Output& o, int64_t part, int64_t j, int64_t column, con
   }
 }
 
-// The best entries of a panel. `best` of earlier panels of this thread decides whether they matter:
-// a thread meets panels in ascending order, so an equal one later loses to the lower token.
+// The best entries of a panel. `best` of earlier panels of this thread decides whether they matter;
+// one that equals it may hold the lower token, since threads take panels in any order.
 inline HeadPart head_part(const float* y, int64_t n, int64_t first_token, bool log_sum,
                           float* best) {
   HeadPart part{-__builtin_inff(), -__builtin_inff(), 0.0f, -1};
@@ -235,7 +235,7 @@ inline HeadPart head_part(const float* y, int64_t n, int64_t first_token, bool l
   for (int64_t c = 0; c + kLanes <= n; c += kLanes) largest = vmax(largest, vload(y + c));
   part.top = vmaximum(largest);
   for (int64_t c = n / kLanes * kLanes; c < n; ++c) part.top = y[c] > part.top ? y[c] : part.top;
-  if (part.top > *best) {
+  if (part.top >= *best) {
     *best = part.top;
     for (int64_t c = 0; c < n; ++c) {
       if (part.token < 0 && y[c] == part.top) {

@@ -60,7 +60,18 @@ void DecodePass::run_layer(int64_t layer, const Rows& rows) {
   const Layer& weights = model_.layers[layer];
   steps_.project_qkv(weights, rows.data(), n, next.data(), cache_.head_stride());
   steps_.attend(first.data(), length.data(), n, cache_.head_stride());
-  steps_.finish_layer(weights, rows.data(), n);
+  steps_.finish_layer(weights, rows.data(), n, after(layer));
+}
+
+const Matrix* DecodePass::after(int64_t layer) const {
+  for (int64_t l = layer + 1; l < model_.num_layers; ++l) {
+    const uint8_t* route = args_.route + l * args_.n_slots;
+    const auto runs = [&](int32_t row) { return route[row] != 0; };
+    if (args_.program != kPlanned || std::any_of(alive_.begin(), alive_.end(), runs)) {
+      return &model_.layers[l].qkv;
+    }
+  }
+  return model_.project_out.data != nullptr ? &model_.project_out : &model_.head;
 }
 
 void DecodePass::visit(int64_t layer, const Rows& rows, const Rows& skipping) {

@@ -69,6 +69,8 @@ class DecodePass {
   void find_alive();
   void embed();
   void run_layer(int64_t layer, const Rows& rows);
+  // What is likely to be read after a layer.
+  const Matrix* after(int64_t layer) const;
   void visit(int64_t layer, const Rows& rows, const Rows& skipping);
   void run_planned();
   void run_drawn();

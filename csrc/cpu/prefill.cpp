@@ -75,7 +75,7 @@ class PrefillPass {
     const auto n = static_cast<int64_t>(rows.size());
     steps_.project_qkv(weights, rows.data(), n, places.data(), model_.head_size);
     attend(running, first, places);
-    steps_.finish_layer(weights, rows.data(), n);
+    steps_.finish_layer(weights, rows.data(), n, nullptr);
   }
 
   void attend(const std::vector<int64_t>& running, const std::vector<int64_t>& first,

@@ -59,7 +59,7 @@ Input Steps::prepare(const float* source, int64_t ld, int64_t k, const int32_t* 
 }
 
 void Steps::linear(const Matrix& w, const Input& x, int64_t m, const Output& output,
-                   int64_t first_panel, const ActiveGroups* active) {
+                   const Matrix* following, int64_t first_panel, const ActiveGroups* active) {
   for (int64_t t = 0; t < n_threads_; ++t) {
     work_.tiles[t] = work_.threads[t]->tile.need(kTileBlocks * kMaxRows * kPanel);
   }
@@ -77,10 +77,14 @@ void Steps::linear(const Matrix& w, const Input& x, int64_t m, const Output& out
                 work_.bests.data()};
   job.n_whole = job.n_panels;
   if (n_threads_ > 1 && output.sink != Sink::kHead) {
-    // the last panels go out in parts, so that nobody waits for a whole one
-    job.n_whole = std::max<int64_t>(0, job.n_panels - 2 * n_threads_);
+    // only panels that would leave threads without work go out in parts: two threads that read
+    // halves of the same lines take a third longer than one after the other
+    job.n_whole = job.n_panels - job.n_panels % n_threads_;
     job.splits = job.n_panels < n_threads_ ? 4 : 2;
   }
+  expect_reads(following != nullptr ? following->data : nullptr,
+               following != nullptr ? panel_bytes(model_.format, following->k) : 0,
+               following != nullptr ? panel_count(following->n) : 0);
   const int64_t items = job.n_whole + (job.n_panels - job.n_whole) * job.splits;
   parallel_for(n_threads_, items,
                [&](int64_t item, int64_t thread) { kernel_.linear(job, item, thread); });
@@ -123,7 +127,7 @@ void Steps::embed(const int64_t* ids, const int64_t* positions, const int32_t* r
       Output output{};
       output.sink = Sink::kAddRows;
       output.out = h_, output.ld = d, output.rows = rows + first;
-      linear(model_.project_in, x, m, output);
+      linear(model_.project_in, x, m, output, nullptr);
     }
   }
   each_row(n, [&](int64_t j, int64_t) {
@@ -153,7 +157,7 @@ void Steps::kv(const Layer& layer, const float* source, const int32_t* rows, int
     output.hidden = d, output.head_size = model_.head_size, output.kv_dtype = model_.kv_dtype;
     output.k_row = work_.k_row.data() + first, output.v_row = work_.v_row.data() + first;
     output.head_stride = head_stride;
-    linear(layer.qkv, x, m, output, with_q ? 0 : panel_count(d));
+    linear(layer.qkv, x, m, output, with_q ? &layer.out : nullptr, with_q ? 0 : panel_count(d));
   }
 }
 
@@ -202,7 +206,8 @@ void Steps::norm_rows(const int32_t* rows, int64_t n, const float* weight, const
   });
 }
 
-void Steps::finish_layer(const Layer& layer, const int32_t* rows, int64_t n) {
+void Steps::finish_layer(const Layer& layer, const int32_t* rows, int64_t n,
+                         const Matrix* following) {
   const int64_t d = model_.hidden, f = model_.ffn;
   const bool pre = model_.pre_norm != 0;
   for (int64_t first = 0; first < n; first += kChunk) {
@@ -211,7 +216,7 @@ void Steps::finish_layer(const Layer& layer, const int32_t* rows, int64_t n) {
     Output add{};
     add.sink = Sink::kAddRows;
     add.out = h_, add.ld = d, add.rows = own;
-    linear(layer.out, prepare(q_ + first * d, d, d, nullptr, m, {}), m, add);
+    linear(layer.out, prepare(q_ + first * d, d, d, nullptr, m, {}), m, add, &layer.fc1);
     if (!pre) norm_rows(own, m, layer.attn_norm_weight, layer.attn_norm_bias);
 
     const Norm norm{pre, layer.ffn_norm_weight, layer.ffn_norm_bias};
@@ -219,11 +224,11 @@ void Steps::finish_layer(const Layer& layer, const int32_t* rows, int64_t n) {
     store.sink = Sink::kStore;
     store.activation = model_.activation;
     store.out = work_.inner.need(m * f), store.ld = f;
-    linear(layer.fc1, prepare(h_, d, d, own, m, norm), m, store);
+    linear(layer.fc1, prepare(h_, d, d, own, m, norm), m, store, &layer.fc2);
 
     const Input x = prepare(store.out, f, f, nullptr, m, {});
     const bool sparse = model_.activation == kRelu;
-    linear(layer.fc2, x, m, add, 0, sparse ? find_active(x, f, m) : nullptr);
+    linear(layer.fc2, x, m, add, following, 0, sparse ? find_active(x, f, m) : nullptr);
     if (!pre) norm_rows(own, m, layer.ffn_norm_weight, layer.ffn_norm_bias);
   }
 }
@@ -247,13 +252,14 @@ void Steps::final_hidden(const int32_t* rows, int64_t n, float* out) {
     Output output{};
     output.sink = Sink::kStore;
     output.out = out + first * e, output.ld = e;
-    linear(model_.project_out, prepare(normed + first * d, d, d, nullptr, m, {}), m, output);
+    linear(model_.project_out, prepare(normed + first * d, d, d, nullptr, m, {}), m, output,
+           &model_.head);
   }
 }
 
 void Steps::run_head(const float* hidden, int64_t n, Output output) {
   const int64_t e = model_.embed;
-  linear(model_.head, prepare(hidden, e, e, nullptr, n, {}), n, output);
+  linear(model_.head, prepare(hidden, e, e, nullptr, n, {}), n, output, &model_.layers[0].qkv);
 }
 
 void Steps::logits(const float* hidden, int64_t n, float* out) {

@@ -63,8 +63,9 @@ class Steps {
                   const Place* places, int64_t head_stride);
   // Attention of q() over the cache; q() becomes its output.
   void attend(const Place* first, const int32_t* length, int64_t n, int64_t head_stride);
-  // Output projection of q(), then the feed-forward part, both added to h[rows].
-  void finish_layer(const Layer& layer, const int32_t* rows, int64_t n);
+  // Output projection of q(), then the feed-forward part, both added to h[rows]. following: what is
+  // read after that, or null.
+  void finish_layer(const Layer& layer, const int32_t* rows, int64_t n, const Matrix* following);
   // Final hidden states [n, embed] as the head reads them.
   void final_hidden(const int32_t* rows, int64_t n, float* out);
   // hidden [n, embed] to its best tokens, or to logits [n, vocab].
@@ -97,7 +98,8 @@ class Steps {
   Input prepare(const float* source, int64_t ld, int64_t k, const int32_t* rows, int64_t n,
                 const Norm& norm);
   void linear(const Matrix& w, const Input& x, int64_t m, const Output& output,
-              int64_t first_panel = 0, const ActiveGroups* active = nullptr);
+              const Matrix* following, int64_t first_panel = 0,
+              const ActiveGroups* active = nullptr);
   const ActiveGroups* find_active(const Input& x, int64_t k, int64_t m);
   void kv(const Layer& layer, const float* source, const int32_t* rows, int64_t n,
           const Place* places, int64_t head_stride, bool with_q);

@@ -34,14 +34,15 @@ inline void relax() {
 #endif
 }
 
-// Spins until `ready` holds or the time is up; says whether it holds.
-template <class Ready>
-bool spin_until(Ready&& ready) {
+// Spins until `ready` holds or the time is up, with `idle` between two looks; says whether it
+// holds.
+template <class Ready, class Idle>
+bool spin_until(Ready&& ready, Idle&& idle) {
   const auto end = std::chrono::steady_clock::now() + kSpin;
   do {
     for (int i = 0; i < 64; ++i) {
       if (ready()) return true;
-      relax();
+      idle();
     }
   } while (std::chrono::steady_clock::now() < end);
   return ready();
@@ -87,23 +88,39 @@ class Epoch {
 #endif
 };
 
+// Bytes of the next job's part that a waiting thread fetches: a fifth of a second-level cache of
+// 1 MiB, and what a tail of 10 us has time for.
+constexpr int64_t kFetchBytes = int64_t{192} << 10;
+
+// What a thread has fetched of what comes next.
+struct Fetched {
+  const uint8_t* data = nullptr;
+  int64_t bytes = 0;
+};
+
 class Team {
  public:
-  static constexpr uint64_t kClosed = 0xffffffff;
-
   void run(int64_t n_threads, int64_t n_items, Work work, void* context) {
     if (n_workers_ < n_threads - 1 && !refused_) grow(n_threads - 1);
-    // closed before the fields change: a thread that came late must not match the old ticket
-    // against the new job's number of items
-    const uint64_t tag = ticket_.load(std::memory_order_relaxed) >> 32;
-    ticket_.store(tag << 32 | kClosed, std::memory_order_relaxed);
-    items_.store(static_cast<uint32_t>(n_items), std::memory_order_release);
+    const int64_t members = std::min({n_threads, n_workers_ + 1, kMostMembers});
+    // a range counts in units, so that any number of items fits it
+    const int64_t unit = (n_items + kMostUnits - 1) / kMostUnits;
+    const int64_t n_units = (n_items + unit - 1) / unit;
+    // no thread looks at these while every range is empty, and none is opened by an old exchange:
+    // a range changes only while its job's number stands in it
+    items_.store(n_items, std::memory_order_relaxed);
+    unit_.store(unit, std::memory_order_relaxed);
     work_.store(work, std::memory_order_relaxed);
     context_.store(context, std::memory_order_relaxed);
-    members_.store(n_threads, std::memory_order_relaxed);
+    members_.store(members, std::memory_order_relaxed);
     done_.store(0, std::memory_order_relaxed);
     failed_.store(false, std::memory_order_relaxed);
-    ticket_.store((tag + 1) << 32, std::memory_order_release);
+    job_ = (job_ + 1) & kJobMask;
+    for (int64_t t = 0; t < members; ++t) {
+      const auto begin = static_cast<uint64_t>(n_units * t / members);
+      const auto end = static_cast<uint64_t>(n_units * (t + 1) / members);
+      ranges_[t].word.store(job_ << 40 | begin << 20 | end, std::memory_order_release);
+    }
     started_.advance();
     take_items(0);
     wait_done(n_items);
@@ -115,31 +132,72 @@ class Team {
   // Workers that the system refused are asked for again.
   void ask_again() { refused_ = false; }
 
+  void expect(const uint8_t* data, int64_t item_bytes, int64_t n_items) {
+    next_data_.store(data, std::memory_order_relaxed);
+    next_item_bytes_.store(item_bytes, std::memory_order_relaxed);
+    next_items_.store(n_items, std::memory_order_relaxed);
+  }
+
  private:
-  // Takes items of the current job until none is left. A ticket holds the job's number and its next
-  // item, so a thread that comes late fails the exchange instead of taking an item of a later job.
+  static constexpr int64_t kMostUnits = (int64_t{1} << 20) - 1;
+  static constexpr uint64_t kJobMask = (uint64_t{1} << 24) - 1;
+  static constexpr int64_t kMostMembers = 256;
+
+  // Units [begin, end) that are left of a thread's part: job << 40 | begin << 20 | end.
+  struct alignas(64) Range {
+    std::atomic<uint64_t> word{0};
+  };
+
+  // Every thread goes through a part of its own from the front, so that it reads memory in one
+  // stream, and then takes from the backs of the others.
   void take_items(int64_t thread) {
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    const uint64_t tag = ticket >> 32;
-    for (;;) {
-      const auto next = static_cast<uint32_t>(ticket);
-      const uint32_t items = items_.load(std::memory_order_acquire);
-      if (ticket >> 32 != tag || next >= items) return;
-      // read behind the ticket: a member of an earlier job may be none of this one
-      const auto members = static_cast<uint32_t>(members_.load(std::memory_order_relaxed));
-      if (thread >= members) return;
-      // a quarter of an even share of what is left: few claims at first, single items at the end
-      const uint32_t end = next + std::max<uint32_t>(1, (items - next) / (4 * members));
-      if (!ticket_.compare_exchange_weak(ticket, tag << 32 | end, std::memory_order_acq_rel,
-                                         std::memory_order_acquire)) {
-        continue;
-      }
-      // the job cannot end before these items are done, so what is read here is still its own
-      do_items(next, end, thread);
-      const int64_t before = done_.fetch_add(end - next, std::memory_order_acq_rel);
-      if (before + (end - next) == items) finished_.advance();
-      ticket = ticket_.load(std::memory_order_acquire);
+    int64_t done = 0;
+    while (take(thread, thread, &done)) {
     }
+    report(done);
+    for (int64_t i = 1; thread < members_.load(std::memory_order_relaxed) && i < kMostMembers;
+         ++i) {
+      const int64_t members = members_.load(std::memory_order_relaxed);
+      if (i >= members) break;
+      done = 0;
+      while (take((thread + i) % members, thread, &done)) {
+      }
+      report(done);
+    }
+  }
+
+  // Does units of a part as member `thread`; false where none is left.
+  bool take(int64_t part, int64_t thread, int64_t* done) {
+    uint64_t word = ranges_[part].word.load(std::memory_order_acquire);
+    int64_t begin, end, first, last;
+    uint64_t rest;
+    do {
+      begin = static_cast<int64_t>(word >> 20) & kMostUnits;
+      end = static_cast<int64_t>(word) & kMostUnits;
+      // read behind the word: a member of an earlier job may be none of this one
+      if (begin >= end || thread >= members_.load(std::memory_order_relaxed)) return false;
+      // few claims at first, single units at the end
+      const int64_t n = std::max<int64_t>(1, (end - begin) / 8);
+      first = part == thread ? begin : end - n, last = first + n;
+      const uint64_t job = word >> 40 << 40;
+      rest = part == thread
+                 ? job | static_cast<uint64_t>(last) << 20 | static_cast<uint64_t>(end)
+                 : job | static_cast<uint64_t>(begin) << 20 | static_cast<uint64_t>(first);
+    } while (!ranges_[part].word.compare_exchange_weak(word, rest, std::memory_order_acq_rel,
+                                                       std::memory_order_acquire));
+    // the job cannot end before these items are done, so what is read here is still its own
+    const int64_t unit = unit_.load(std::memory_order_relaxed);
+    const int64_t stop = std::min(last * unit, items_.load(std::memory_order_relaxed));
+    do_items(first * unit, stop, thread);
+    *done += stop - first * unit;
+    return true;
+  }
+
+  void report(int64_t done) {
+    if (done == 0) return;
+    // read ahead of the count: once all are done the number may be another job's
+    const int64_t items = items_.load(std::memory_order_relaxed);
+    if (done_.fetch_add(done, std::memory_order_acq_rel) + done == items) finished_.advance();
   }
 
   // After a failure the rest of the job is passed over: it ends, and its caller learns why. The
@@ -154,9 +212,27 @@ class Team {
     }
   }
 
+  // Something useful while there is nothing to do: a few lines of what this thread reads next.
+  void idle(int64_t thread, Fetched* fetched) {
+    const uint8_t* data = next_data_.load(std::memory_order_relaxed);
+    if (data != fetched->data) *fetched = {data, 0};
+    if (data == nullptr || fetched->bytes >= kFetchBytes) return relax();
+    // members and numbers of a job that begins meanwhile give a wrong place: no harm, only no use
+    const int64_t members = members_.load(std::memory_order_relaxed);
+    const int64_t n_items = next_items_.load(std::memory_order_relaxed);
+    const int64_t item_bytes = next_item_bytes_.load(std::memory_order_relaxed);
+    const int64_t begin = n_items * thread / members * item_bytes;
+    const int64_t end = n_items * (thread + 1) / members * item_bytes;
+    if (begin + fetched->bytes >= end) return relax();
+    for (int64_t line = 0; line < 4; ++line) {
+      __builtin_prefetch(data + begin + fetched->bytes + line * 64, 0, 2);
+    }
+    fetched->bytes += 256;
+  }
+
   void wait_done(int64_t n_items) {
     const auto ready = [&] { return done_.load(std::memory_order_acquire) == n_items; };
-    while (!spin_until(ready)) {
+    while (!spin_until(ready, [&] { idle(0, &fetched_); })) {
       const uint32_t seen = finished_.now();
       if (ready()) return;
       finished_.sleep(seen);
@@ -165,8 +241,10 @@ class Team {
 
   void serve(int64_t thread) {
     uint32_t seen = 0;
+    Fetched fetched;
     for (;;) {
-      if (!spin_until([&] { return started_.now() != seen; })) started_.sleep(seen);
+      const auto ready = [&] { return started_.now() != seen; };
+      if (!spin_until(ready, [&] { idle(thread, &fetched); })) started_.sleep(seen);
       seen = started_.now();
       take_items(thread);
     }
@@ -183,18 +261,24 @@ class Team {
     }
   }
 
-  alignas(64) std::atomic<uint64_t> ticket_{0};
+  Range ranges_[kMostMembers];
   alignas(64) std::atomic<int64_t> done_{0};
   alignas(64) std::atomic<Work> work_{nullptr};
   std::atomic<void*> context_{nullptr};
-  std::atomic<uint32_t> items_{0};
+  std::atomic<int64_t> items_{0};
+  std::atomic<int64_t> unit_{1};
   std::atomic<int64_t> members_{1};
+  std::atomic<const uint8_t*> next_data_{nullptr};
+  std::atomic<int64_t> next_item_bytes_{0};
+  std::atomic<int64_t> next_items_{0};
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;  // of the thread that set failed_
   alignas(64) Epoch started_;
   alignas(64) Epoch finished_;
   int64_t n_workers_ = 0;
   bool refused_ = false;
+  uint64_t job_ = 0;
+  Fetched fetched_;  // of the caller
 };
 
 std::mutex team_mutex;
@@ -227,6 +311,10 @@ void run_job(int64_t n_threads, int64_t n_items, Work work, void* context) {
   } else {
     team->run(n_threads, n_items, work, context);
   }
+}
+
+void expect_reads(const uint8_t* data, int64_t item_bytes, int64_t n_items) {
+  if (team != nullptr) team->expect(data, item_bytes, n_items);
 }
 
 TeamLock::TeamLock() {

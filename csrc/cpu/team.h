@@ -12,7 +12,7 @@ namespace dynkern {
 // Does items [begin, end) of a job as member `thread` of the team (0 is the caller).
 using Work = void (*)(void* context, int64_t begin, int64_t end, int64_t thread);
 
-// Runs items [0, n_items), fewer than 2^32 - 1, on the caller and up to n_threads - 1 workers;
+// Runs items [0, n_items) on the caller and up to n_threads - 1 workers;
 // returns when all are done. Allocates nothing that it cannot do without. Where an item throws, the
 // rest may be left out, and the first exception is thrown here once no thread is at the job.
 // Calls must not overlap: hold TeamLock. Items must not start jobs.
@@ -29,6 +29,10 @@ void parallel_for(int64_t n_threads, int64_t n_items, Function&& function) {
       },
       const_cast<void*>(static_cast<const void*>(&function)));
 }
+
+// What the next large job will read: n_items pieces of item_bytes each, one after the other and
+// shared out as run_job shares items. Threads that wait fetch the start of their part.
+void expect_reads(const uint8_t* data, int64_t item_bytes, int64_t n_items);
 
 // One thread uses the team at a time, others wait; the one that holds it may take it again. A fork
 // waits, too.
