@@ -88,9 +88,9 @@ class Epoch {
 #endif
 };
 
-// Bytes of the next job's part that a waiting thread fetches: a fifth of a second-level cache of
+// Bytes of the next job's part that a waiting thread fetches: a quarter of a second-level cache of
 // 1 MiB, and what a tail of 10 us has time for.
-constexpr int64_t kFetchBytes = int64_t{192} << 10;
+constexpr int64_t kFetchBytes = int64_t{256} << 10;
 
 // What a thread has fetched of what comes next.
 struct Fetched {
