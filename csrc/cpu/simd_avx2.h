@@ -93,6 +93,47 @@ inline void vstore_n(uint16_t* p, Vf x, int64_t n) {
   vstore(all, x);
   std::memcpy(p, all, static_cast<size_t>(n) * 2);
 }
+inline Vf vload(const Half* p) {
+  const Vi x = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const Vi magnitude = _mm256_slli_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0x7fff)), 13);
+  const Vi sign = _mm256_slli_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0x8000)), 16);
+  // 2^112 rebiases the exponent, subnormals included; infinities and NaN keep theirs
+  const Vf y = _mm256_mul_ps(_mm256_castsi256_ps(magnitude), vset(0x1p112f));
+  const Vi special = _mm256_and_si256(_mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x0f7fffff)),
+                                      _mm256_set1_epi32(0x7f800000));
+  return _mm256_or_ps(y, _mm256_castsi256_ps(_mm256_or_si256(sign, special)));
+}
+inline Vf vload_n(const Half* p, int64_t n) {
+  Half padded[8] = {};
+  std::memcpy(padded, p, static_cast<size_t>(n) * 2);
+  return vload(padded);
+}
+// kLanes words of each of kLanes rows, from `at` bytes on: word g of row i goes to word i of the
+// g-th group of a panel.
+inline void transpose_words(const uint8_t* const* rows, int64_t at, uint8_t* dst) {
+  Vf half[8], pair[8];
+  for (int i = 0; i < 4; ++i) {
+    const auto* low = reinterpret_cast<const float*>(rows[i] + at);
+    const auto* high = reinterpret_cast<const float*>(rows[i + 4] + at);
+    half[i] =
+        _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
+    half[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low + 4)),
+                                       _mm_loadu_ps(high + 4), 1);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    pair[i] = _mm256_unpacklo_ps(half[i], half[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(half[i], half[i + 1]);
+    pair[i + 2] = _mm256_unpacklo_ps(half[i + 2], half[i + 3]);
+    pair[i + 3] = _mm256_unpackhi_ps(half[i + 2], half[i + 3]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int odd = 0; odd < 2; ++odd) {
+      auto* to = reinterpret_cast<float*>(dst + (i + 2 * odd) * kGroupBytes);
+      vstore(to, _mm256_shuffle_ps(pair[i + odd], pair[i + odd + 2], 0x44));
+      vstore(to + kPanel, _mm256_shuffle_ps(pair[i + odd], pair[i + odd + 2], 0xee));
+    }
+  }
+}
 // Nearest integers, |x| < 128, as int8; returns their sum.
 inline int32_t vstore_i8(uint8_t* p, Vf x) {
   const Vi rounded = _mm256_cvtps_epi32(x);
