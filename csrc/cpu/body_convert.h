@@ -1,4 +1,4 @@
-// Rows between dtypes, and row-major weights in the layout of packed ones.
+// Rows between dtypes.
 #pragma once
 
 #include "float_math.h"
@@ -56,54 +56,6 @@ inline void narrow(const float* src, int64_t dtype, int64_t n, void* dst) {
   if (dtype == kBFloat16) return narrow_as<uint16_t>(src, n, dst);
   if (dtype == kFloat16) return narrow_as<Half>(src, n, dst);
   narrow_as<float>(src, n, dst);
-}
-
-// Rows of a panel that lie row-major. Rows behind the last one are zeros.
-struct PanelRows {
-  const uint8_t* row[kPanel];
-  int64_t n;
-};
-
-// Bytes of a row that hold a block of groups, at most.
-constexpr int64_t kBlockBytes = block_groups(kF32) * 4;
-alignas(64) static const uint8_t kZeros[kBlockBytes] = {};
-
-// Groups [first, last) of one block for columns [column, column + width) of a panel, laid out from
-// `dst` on as in packed weights. next: what the following call reads, to be fetched.
-inline void lay_out_block(const PanelRows& rows, int64_t dtype, int64_t k, int64_t first,
-                          int64_t last, int64_t column, int64_t width, const PanelRows& next,
-                          int64_t next_at, uint8_t* dst, float* widened) {
-  const int64_t n = last - first;
-  const int64_t bytes = dtype == kFloat16 ? 2 : 4;  // of a group, in a row
-  // a last group of one bfloat16 only has no word of its own
-  const int64_t whole = dtype == kBFloat16 && last * 2 > k ? n - 1 : n;
-  for (int64_t c = column; c < column + width; c += kLanes) {
-    const uint8_t* from[kLanes];
-    for (int64_t i = 0; i < kLanes; ++i) {
-      from[i] = c + i < rows.n ? rows.row[c + i] + first * bytes : kZeros;
-      if (c + i < next.n) {
-        const uint8_t* later = next.row[c + i] + next_at * bytes;
-        for (int64_t line = 0; line < kBlockBytes / 4 * bytes; line += 64) prefetch(later + line);
-      }
-    }
-    if (dtype == kFloat16) {
-      for (int64_t i = 0; i < kLanes; ++i) {
-        float* to = widened + i * block_groups(kF32);
-        widen_as<Half>(from[i], n, to);
-        from[i] = reinterpret_cast<const uint8_t*>(to);
-      }
-    }
-    uint8_t* to = dst + c * 4;
-    int64_t g = 0;
-    for (; g + kLanes <= whole; g += kLanes) transpose_words(from, g * 4, to + g * kGroupBytes);
-    for (; g < n; ++g) {
-      for (int64_t i = 0; i < kLanes; ++i) {
-        uint32_t word = 0;
-        std::memcpy(&word, from[i] + g * 4, g < whole ? 4 : 2);
-        std::memcpy(to + g * kGroupBytes + i * 4, &word, 4);
-      }
-    }
-  }
 }
 
 }  // namespace DYNKERN_ISA

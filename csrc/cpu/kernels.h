@@ -71,18 +71,14 @@ constexpr int64_t row_block_begin(int64_t m, int64_t block) {
   return block * m / row_block_count(m);
 }
 
-// Row-major weights, as single ops have them: row r of [n, k] is at data + r * row_bytes. A block
-// of groups is laid out as packed weights are just ahead of its sums, so that every weight is read
-// once for all rows of a job, and results are those of packed weights to the bit.
+// Row-major weights, as single ops have them: row r of [n, k] is at data + r * row_bytes. The input
+// of such a linear holds rows of `dtype`, but of float32 for float16 weights.
 struct PlainWeights {
   const uint8_t* data;  // null: the weights are packed
   int64_t row_bytes;
   int64_t dtype;       // kFloat16: widened to the groups of kF32
   int64_t first_part;  // kQkv: which of q, k and v the rows begin with
 };
-
-// A block of groups in packed layout, and as many float16 weights widened.
-constexpr int64_t kPlainScratch = 2 * block_groups(kF32) * kGroupBytes;
 
 // Blocks of rows whose totals a thread holds at a time.
 constexpr int64_t kTileBlocks = 16;
@@ -132,7 +128,6 @@ struct LinearJob {
   float* const* tiles;  // scratch for each thread: [kTileBlocks * kMaxRows, 64]; plain: [m, 64]
   float* const* best;   // kHead: for each thread [m], -inf at the start
   PlainWeights plain;
-  uint8_t* const* blocks;  // plain: scratch for each thread, kPlainScratch bytes
 };
 
 struct DecodeAttention {

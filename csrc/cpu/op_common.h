@@ -52,24 +52,18 @@ struct Rows2d {
   const uint8_t* row(int64_t i) const { return data + i * bytes; }
 };
 
-inline int64_t linear_format(int64_t dtype) { return dtype == kBFloat16 ? kBF16 : kF32; }
-
 inline Linear plain_linear(const Matrix& w, const Rows2d& rows) {
-  return {&w, linear_format(rows.dtype), {rows.data, rows.bytes, rows.dtype, 0}, 0, nullptr};
+  return {&w, kF32, {rows.data, rows.bytes, rows.dtype, 0}, 0, nullptr};
 }
 
-// Rows index[j] (j itself where it is null), first to first + m, as input of a linear.
+// Rows index[j] (j itself where it is null), first to first + m, as input of a plain linear.
 template <class Index>
 Input linear_input(const Kernels& kernel, Workspace& work, const Rows2d& x, int64_t k,
                    const Index* index, int64_t first, int64_t m) {
-  const int64_t format = linear_format(x.dtype), groups = group_count(format, k);
-  // a row of whole words is already what a linear reads
-  const bool is_whole = x.dtype == kFloat32 || (x.dtype == kBFloat16 && k % 2 == 0);
-  if (index == nullptr && is_whole && x.bytes % 4 == 0 &&
-      reinterpret_cast<uintptr_t>(x.data) % 4 == 0) {
+  if (index == nullptr && x.dtype != kFloat16) {
     return {const_cast<uint8_t*>(x.row(first)), x.bytes, nullptr, nullptr, 0};
   }
-  const int64_t stride = round_up(groups * 4, 64);
+  const int64_t stride = round_up(k * 4, 64);
   const Input input{work.x.need(m * stride), stride, nullptr, nullptr, 0};
   for (int64_t j = 0; j < m; ++j) {
     uint8_t* to = input.data + j * stride;
@@ -78,7 +72,6 @@ Input linear_input(const Kernels& kernel, Workspace& work, const Rows2d& x, int6
       kernel.widen(from, x.dtype, k, reinterpret_cast<float*>(to));
     } else {
       std::memcpy(to, from, static_cast<size_t>(k * element_bytes(x.dtype)));
-      if (x.dtype == kBFloat16 && k % 2) std::memset(to + k * 2, 0, 2);
     }
   }
   return input;

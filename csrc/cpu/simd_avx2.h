@@ -108,32 +108,6 @@ inline Vf vload_n(const Half* p, int64_t n) {
   std::memcpy(padded, p, static_cast<size_t>(n) * 2);
   return vload(padded);
 }
-// kLanes words of each of kLanes rows, from `at` bytes on: word g of row i goes to word i of the
-// g-th group of a panel.
-inline void transpose_words(const uint8_t* const* rows, int64_t at, uint8_t* dst) {
-  Vf half[8], pair[8];
-  for (int i = 0; i < 4; ++i) {
-    const auto* low = reinterpret_cast<const float*>(rows[i] + at);
-    const auto* high = reinterpret_cast<const float*>(rows[i + 4] + at);
-    half[i] =
-        _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low)), _mm_loadu_ps(high), 1);
-    half[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(low + 4)),
-                                       _mm_loadu_ps(high + 4), 1);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    pair[i] = _mm256_unpacklo_ps(half[i], half[i + 1]);
-    pair[i + 1] = _mm256_unpackhi_ps(half[i], half[i + 1]);
-    pair[i + 2] = _mm256_unpacklo_ps(half[i + 2], half[i + 3]);
-    pair[i + 3] = _mm256_unpackhi_ps(half[i + 2], half[i + 3]);
-  }
-  for (int i = 0; i < 8; i += 4) {
-    for (int odd = 0; odd < 2; ++odd) {
-      auto* to = reinterpret_cast<float*>(dst + (i + 2 * odd) * kGroupBytes);
-      vstore(to, _mm256_shuffle_ps(pair[i + odd], pair[i + odd + 2], 0x44));
-      vstore(to + kPanel, _mm256_shuffle_ps(pair[i + odd], pair[i + odd + 2], 0xee));
-    }
-  }
-}
 // Nearest integers, |x| < 128, as int8; returns their sum.
 inline int32_t vstore_i8(uint8_t* p, Vf x) {
   const Vi rounded = _mm256_cvtps_epi32(x);

@@ -103,32 +103,6 @@ inline Vf vload(const Half* p) {
 inline Vf vload_n(const Half* p, int64_t n) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
 }
-// kLanes words of each of kLanes rows, from `at` bytes on: word g of row i goes to word i of the
-// g-th group of a panel.
-inline void transpose_words(const uint8_t* const* rows, int64_t at, uint8_t* dst) {
-#pragma GCC unroll 4
-  for (int quarter = 0; quarter < 4; ++quarter) {
-    // the loads bring rows i, i + 4, i + 8 and i + 12 side by side: half of the shuffles saved
-    Vf x[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const auto load = [&](int row) __attribute__((always_inline)) {
-        return _mm_loadu_ps(reinterpret_cast<const float*>(rows[row] + at) + 4 * quarter);
-      };
-      x[i] = _mm512_castps128_ps512(load(i));
-      x[i] = _mm512_mask_broadcast_f32x4(x[i], 0x00f0, load(i + 4));
-      x[i] = _mm512_mask_broadcast_f32x4(x[i], 0x0f00, load(i + 8));
-      x[i] = _mm512_mask_broadcast_f32x4(x[i], 0xf000, load(i + 12));
-    }
-    const Vf low0 = _mm512_unpacklo_ps(x[0], x[1]), low1 = _mm512_unpacklo_ps(x[2], x[3]);
-    const Vf high0 = _mm512_unpackhi_ps(x[0], x[1]), high1 = _mm512_unpackhi_ps(x[2], x[3]);
-    auto* to = reinterpret_cast<float*>(dst + 4 * quarter * kGroupBytes);
-    vstore(to, _mm512_shuffle_ps(low0, low1, 0x44));
-    vstore(to + kPanel, _mm512_shuffle_ps(low0, low1, 0xee));
-    vstore(to + 2 * kPanel, _mm512_shuffle_ps(high0, high1, 0x44));
-    vstore(to + 3 * kPanel, _mm512_shuffle_ps(high0, high1, 0xee));
-  }
-}
 // Nearest integers, |x| < 128, as int8; returns their sum.
 inline int32_t vstore_i8(uint8_t* p, Vf x) {
   const Vi rounded = _mm512_cvtps_epi32(x);

@@ -102,15 +102,6 @@ inline Vf vload_n(const Half* p, int64_t n) {
   return bits<Vf>(bits<Vi>(bits<Vf>(magnitude) * 0x1p112f) | special | sign);
 }
 inline Vf vload(const Half* p) { return vload_n(p, kLanes); }
-// kLanes words of each of kLanes rows, from `at` bytes on: word g of row i goes to word i of the
-// g-th group of a panel.
-inline void transpose_words(const uint8_t* const* rows, int64_t at, uint8_t* dst) {
-  for (int64_t i = 0; i < kLanes; ++i) {
-    for (int64_t g = 0; g < kLanes; ++g) {
-      std::memcpy(dst + g * kGroupBytes + i * 4, rows[i] + at + g * 4, 4);
-    }
-  }
-}
 // Nearest integers, |x| < 128, as int8; returns their sum.
 inline int32_t vstore_i8(uint8_t* p, Vf x) {
   // adding 1.5 * 2^23 rounds to even and leaves the integer in the low bits

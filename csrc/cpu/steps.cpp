@@ -27,7 +27,6 @@ void Workspace::grow(int64_t n_threads) {
   }
   tiles.resize(threads.size());
   bests.resize(threads.size());
-  blocks.resize(threads.size());
 }
 
 void run_linear(const Kernels& kernel, Workspace& work, int64_t n_threads, const Linear& linear,
@@ -36,7 +35,6 @@ void run_linear(const Kernels& kernel, Workspace& work, int64_t n_threads, const
   for (int64_t t = 0; t < n_threads; ++t) {
     const int64_t rows = is_plain ? m : kTileBlocks * kMaxRows;
     work.tiles[t] = work.threads[t]->tile.need(rows * kPanel);
-    if (is_plain) work.blocks[t] = work.threads[t]->block.need(kPlainScratch);
   }
   LinearJob job{};
   job.w = linear.w, job.format = linear.format, job.plain = linear.plain;
@@ -47,7 +45,7 @@ void run_linear(const Kernels& kernel, Workspace& work, int64_t n_threads, const
   job.splits = 1;
   job.active = linear.active;
   job.output = output;
-  job.tiles = work.tiles.data(), job.best = work.bests.data(), job.blocks = work.blocks.data();
+  job.tiles = work.tiles.data(), job.best = work.bests.data();
   if (n_threads > 1 && output.sink != Sink::kHead) {
     // the last panels go out in parts, so that nobody waits for a whole one
     job.n_whole = std::max<int64_t>(0, job.n_panels - 2 * n_threads);

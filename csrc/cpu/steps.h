@@ -38,11 +38,9 @@ struct Workspace {
   struct Thread {
     Buffer<float> tile, best, scratch;
     Buffer<int32_t> index;
-    Buffer<uint8_t> block;
   };
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<float*> tiles, bests;
-  std::vector<uint8_t*> blocks;
 
   // Room for so many threads.
   void grow(int64_t n_threads);
