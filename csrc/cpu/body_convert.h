@@ -52,8 +52,18 @@ void narrow_as(const float* src, int64_t n, void* dst) {
   if (c < n) vstore_n(to + c, vload_n(src + c, n - c), n - c);
 }
 
+// By integers: the instruction for it takes subnormal numbers for zero.
+inline void narrow_bf16(const float* src, int64_t n, uint16_t* dst) {
+  for (int64_t c = 0; c < n; ++c) {
+    const uint32_t word = float_bits(src[c]);
+    const uint32_t nan = 0u - static_cast<uint32_t>((word & 0x7fffffff) > 0x7f800000);
+    const uint32_t rounded = (word + 0x7fff + (word >> 16 & 1)) >> 16;
+    dst[c] = static_cast<uint16_t>((rounded & ~nan) | ((word >> 16 | 0x40) & nan));
+  }
+}
+
 inline void narrow(const float* src, int64_t dtype, int64_t n, void* dst) {
-  if (dtype == kBFloat16) return narrow_as<uint16_t>(src, n, dst);
+  if (dtype == kBFloat16) return narrow_bf16(src, n, static_cast<uint16_t*>(dst));
   if (dtype == kFloat16) return narrow_as<Half>(src, n, dst);
   narrow_as<float>(src, n, dst);
 }

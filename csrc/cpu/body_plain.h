@@ -17,6 +17,9 @@ constexpr int kColumns = kMaxVectors;
 // in the first cache.
 constexpr int64_t kDepthBytes = 4096;
 
+// Weights are fetched ahead by so many bytes, or a little more.
+constexpr int64_t kFetchBytes = 24 << 10;
+
 // Vectors of weights and inputs, and the sum of their products lane by lane.
 struct DotF32 {
   static constexpr int64_t kStep = kLanes, kWeightBytes = 4, kInputBytes = 4;
@@ -151,6 +154,8 @@ void dot_panel(const LinearJob& job, int64_t panel, int64_t column, int64_t widt
   const PanelRows rows = panel_rows(job, panel);
   const int64_t k = job.w->k, row_bytes = job.plain.row_bytes;
   constexpr int64_t kDepth = kDepthBytes / F::kWeightBytes;
+  // whole columns ahead, so that lines are fetched in the order of memory
+  const int64_t ahead = divide_up(kFetchBytes, kColumns * row_bytes) * kColumns * row_bytes;
   alignas(64) float sums[kMaxRows][kLanes * kLanes];
   for (int64_t c = column; c < column + width && c < rows.n; c += kLanes) {
     const uint8_t* w[kLanes];
@@ -170,7 +175,7 @@ void dot_panel(const LinearJob& job, int64_t panel, int64_t column, int64_t widt
           float (*own)[kLanes * kLanes] =
               reinterpret_cast<float (*)[kLanes * kLanes]>(&sums[0][i * kLanes]);
           if (block == 0) {
-            dot_rows<F, true>(n_rows, w + i, x, begin, end, kColumns * row_bytes, own);
+            dot_rows<F, true>(n_rows, w + i, x, begin, end, ahead, own);
           } else {
             dot_rows<F, false>(n_rows, w + i, x, begin, end, 0, own);
           }
