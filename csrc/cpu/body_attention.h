@@ -71,6 +71,15 @@ struct Entry<uint16_t, NV> {
   }
 };
 
+template <int NV>
+struct Entry<Half, NV> {
+  static void load(const Half* p, Vf (&x)[NV]) {
+    for (int i = 0; i < NV; ++i) x[i] = vload(p + i * kLanes);
+  }
+  static void split(const float* p, Vf (&x)[NV]) { Entry<float, NV>::load(p, x); }
+  static void join(const Vf (&x)[NV], float* p) { Entry<float, NV>::join(x, p); }
+};
+
 // Entries are short streams, and a stream's start is what the hardware does not foresee: values are
 // fetched while keys are read, and the next head's keys while values are.
 template <class T, int NV>
@@ -162,19 +171,18 @@ void attend_head(const float* q, const T* k, const T* v, int64_t head_stride, in
 #undef DYNKERN_CASE
 }
 
+template <class T>
+void decode_head(const DecodeAttention& job, int64_t j, int64_t head, float* scores) {
+  const int64_t at = head * job.head_stride, own = j * job.ld + head * job.head_size;
+  attend_head(job.q + own, reinterpret_cast<const T*>(job.k_row[j]) + at,
+              reinterpret_cast<const T*>(job.v_row[j]) + at, job.head_stride, job.length[j],
+              job.entry_stride, job.head_size, job.scale, scores, job.out + own);
+}
+
 inline void decode_attention(const DecodeAttention& job, int64_t j, int64_t head, float* scores) {
-  const float* q = job.q + j * job.ld + head * job.head_size;
-  float* out = job.out + j * job.ld + head * job.head_size;
-  const int64_t at = head * job.head_stride;
-  if (job.kv_dtype == kBFloat16) {
-    attend_head(q, reinterpret_cast<const uint16_t*>(job.k_row[j]) + at,
-                reinterpret_cast<const uint16_t*>(job.v_row[j]) + at, job.head_stride,
-                job.length[j], job.entry_stride, job.head_size, job.scale, scores, out);
-  } else {
-    attend_head(q, reinterpret_cast<const float*>(job.k_row[j]) + at,
-                reinterpret_cast<const float*>(job.v_row[j]) + at, job.head_stride, job.length[j],
-                job.entry_stride, job.head_size, job.scale, scores, out);
-  }
+  if (job.kv_dtype == kBFloat16) return decode_head<uint16_t>(job, j, head, scores);
+  if (job.kv_dtype == kFloat16) return decode_head<Half>(job, j, head, scores);
+  decode_head<float>(job, j, head, scores);
 }
 
 constexpr int kQueries = 4;
@@ -187,8 +195,8 @@ inline int64_t prefill_scratch(int64_t n, int64_t head_size) {
 // A few queries at a time against keys turned on their side, so that scores of many entries come
 // out of one vector, and every key and value is loaded once for all of the queries.
 template <class T>
-void prefill_head(float* q, const T* k, const T* v, int64_t n, int64_t ld, int64_t head_size,
-                  float scale, float* scratch) {
+void prefill_head(float* q, const T* k, const T* v, int64_t n, int64_t ld, int64_t k_ld,
+                  int64_t v_ld, int64_t head_size, float scale, float* scratch) {
   const int64_t padded = round_up(n, 64), wide = round_up(head_size, 64);
   float* keys = scratch;                        // [head_size, padded]
   float* values = keys + padded * wide;         // [n, wide]
@@ -198,9 +206,9 @@ void prefill_head(float* q, const T* k, const T* v, int64_t n, int64_t ld, int64
     float row[kLanes];
     for (int64_t d = 0; d < head_size; d += kLanes) {
       const int64_t left = head_size - d;
-      vstore(row, load_entry(k + t * ld + d, left));
+      vstore(row, load_entry(k + t * k_ld + d, left));
       for (int64_t i = 0; i < kLanes && i < left; ++i) keys[(d + i) * padded + t] = row[i];
-      vstore(values + t * wide + d, load_entry(v + t * ld + d, left));
+      vstore(values + t * wide + d, load_entry(v + t * v_ld + d, left));
     }
   }
   for (int64_t d = 0; d < head_size; ++d) {
@@ -263,15 +271,16 @@ void prefill_head(float* q, const T* k, const T* v, int64_t n, int64_t ld, int64
 }
 
 inline void prefill_attention(float* q, const uint8_t* k, const uint8_t* v, int64_t kv_dtype,
-                              int64_t n, int64_t ld, int64_t head_size, float scale,
-                              float* scratch) {
-  if (kv_dtype == kBFloat16) {
-    prefill_head(q, reinterpret_cast<const uint16_t*>(k), reinterpret_cast<const uint16_t*>(v), n,
-                 ld, head_size, scale, scratch);
-  } else {
-    prefill_head(q, reinterpret_cast<const float*>(k), reinterpret_cast<const float*>(v), n, ld,
+                              int64_t n, int64_t ld, int64_t k_ld, int64_t v_ld, int64_t head_size,
+                              float scale, float* scratch) {
+  const auto run = [&](auto element) {
+    using T = decltype(element);
+    prefill_head(q, reinterpret_cast<const T*>(k), reinterpret_cast<const T*>(v), n, ld, k_ld, v_ld,
                  head_size, scale, scratch);
-  }
+  };
+  if (kv_dtype == kBFloat16) return run(uint16_t{});
+  if (kv_dtype == kFloat16) return run(Half{});
+  run(float{});
 }
 
 }  // namespace DYNKERN_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "body_math.h"
+#include "body_plain.h"
 #include "kernels.h"
 
 namespace dynkern {
@@ -218,6 +219,8 @@ inline void put_kv(const Output& o, int64_t part, int64_t j, int64_t column, con
       const Vf value = vload_n(y + c, lanes);
       if (o.kv_dtype == kBFloat16) {
         vstore_n(reinterpret_cast<uint16_t*>(row) + at + c, value, lanes);
+      } else if (o.kv_dtype == kFloat16) {
+        vstore_n(reinterpret_cast<Half*>(row) + at + c, value, lanes);
       } else {
         vstore_n(reinterpret_cast<float*>(row) + at + c, value, lanes);
       }
@@ -259,6 +262,20 @@ inline HeadPart head_part(const float* y, int64_t n, int64_t first_token, bool l
   return part;
 }
 
+// n totals of row j to a row-major output in its own dtype.
+template <class T>
+void store_as(const LinearJob& job, int64_t j, int64_t column, int64_t n, const float* y) {
+  T* out = reinterpret_cast<T*>(job.output.out) + j * job.output.ld + column;
+  for (int64_t c = 0; c < n; c += kLanes) {
+    const Vf value = finish(job, column + c, n - c, vload(y + c));
+    if (n - c >= kLanes) {
+      vstore(out + c, value);
+    } else {
+      vstore_n(out + c, value, n - c);
+    }
+  }
+}
+
 // Totals of rows [first_row, last_row) to where they go.
 inline void sink(const LinearJob& job, int64_t panel, int64_t column, int64_t width,
                  int64_t first_row, int64_t last_row, float* tile, int64_t thread) {
@@ -285,6 +302,14 @@ inline void sink(const LinearJob& job, int64_t panel, int64_t column, int64_t wi
       }
       continue;
     }
+    if (o.sink == Sink::kStore && o.dtype != kFloat32) {
+      if (o.dtype == kBFloat16) {
+        store_as<uint16_t>(job, j, at, n, y);
+      } else {
+        store_as<Half>(job, j, at, n, y);
+      }
+      continue;
+    }
     const bool add = o.sink == Sink::kAddRows;
     float* out = o.out + (add ? o.rows[j] : j) * o.ld + at;
     for (int64_t c = 0; c < n; c += kLanes) {
@@ -303,8 +328,12 @@ inline void linear(const LinearJob& job, int64_t item, int64_t thread) {
     width = kPanel / job.splits;
     column = part % job.splits * width;
   }
-  const uint8_t* at = job.w->data + panel * panel_bytes(job.format, job.w->k);
   float* tile = job.tiles[thread];
+  if (job.plain.data != nullptr) {
+    sum_plain(job, panel, column, width, tile);
+    return sink(job, panel, column, width, 0, job.m, tile, thread);
+  }
+  const uint8_t* at = job.w->data + panel * panel_bytes(job.format, job.w->k);
   const int64_t n_blocks = row_block_count(job.m);
   // so many rows that their totals stay in the first cache
   for (int64_t first = 0; first < n_blocks; first += kTileBlocks) {

@@ -3,6 +3,7 @@
 
 #include "body_attention.h"
 #include "body_choose.h"
+#include "body_convert.h"
 #include "body_linear.h"
 #include "body_math.h"
 #include "body_memory.h"
@@ -18,6 +19,8 @@
       DYNKERN_ISA::prefill_attention,      \
       DYNKERN_ISA::prefill_scratch,        \
       DYNKERN_ISA::dot,                    \
+      DYNKERN_ISA::widen,                  \
+      DYNKERN_ISA::narrow,                 \
       DYNKERN_ISA::draw_layers,            \
       DYNKERN_ISA::sample,                 \
       DYNKERN_ISA::sample_scratch_floats,  \

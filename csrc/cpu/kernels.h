@@ -21,6 +21,15 @@ constexpr int64_t kMaxRows = 6;
 // int8 activations have a scale for every so many inputs.
 constexpr int64_t kScaleBlock = 128;
 
+// A float16, so that functions can be told apart; a plain uint16_t is a bfloat16.
+struct Half {
+  uint16_t bits;
+};
+
+constexpr int64_t element_bytes(int64_t dtype) {
+  return dtype == kFloat32 ? 4 : dtype == kFloat64 ? 8 : 2;
+}
+
 constexpr int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 constexpr int64_t divide_up(int64_t n, int64_t step) { return (n + step - 1) / step; }
 
@@ -62,6 +71,15 @@ constexpr int64_t row_block_begin(int64_t m, int64_t block) {
   return block * m / row_block_count(m);
 }
 
+// Row-major weights, as single ops have them: row r of [n, k] is at data + r * row_bytes. The input
+// of such a linear holds rows of `dtype`, but of float32 for float16 weights.
+struct PlainWeights {
+  const uint8_t* data;  // null: the weights are packed
+  int64_t row_bytes;
+  int64_t dtype;       // kFloat16: widened to the groups of kF32
+  int64_t first_part;  // kQkv: which of q, k and v the rows begin with
+};
+
 // Blocks of rows whose totals a thread holds at a time.
 constexpr int64_t kTileBlocks = 16;
 
@@ -71,7 +89,7 @@ enum class Sink { kStore, kAddRows, kQkv, kHead };
 struct Output {
   Sink sink;
   int64_t activation;
-  float* out;  // kStore: [m, ld]; kAddRows: h, out[rows[j], ld] += y
+  float* out;  // kStore: [m, ld] in `dtype`; kAddRows: h, out[rows[j], ld] += y
   int64_t ld;
   const int32_t* rows;  // kAddRows: row of h; kQkv: slot of each row
   // kQkv: q goes to `out`, k and v to a place for each row
@@ -84,6 +102,7 @@ struct Output {
   // kHead: best entries of every panel
   struct HeadPart* parts;  // [panels, m]
   bool log_sum;
+  int64_t dtype;  // kStore: of `out`
 };
 
 // The largest entries of a panel for one row. token is -1 where an earlier panel holds a larger
@@ -106,8 +125,9 @@ struct LinearJob {
   int64_t splits;
   const ActiveGroups* active;  // one for each block of rows, or null
   Output output;
-  float* const* tiles;  // scratch for each thread: [kTileBlocks * kMaxRows, 64]
+  float* const* tiles;  // scratch for each thread: [kTileBlocks * kMaxRows, 64]; plain: [m, 64]
   float* const* best;   // kHead: for each thread [m], -inf at the start
+  PlainWeights plain;
 };
 
 struct DecodeAttention {
@@ -138,12 +158,16 @@ struct Kernels {
                            uint32_t* groups, uint32_t* offsets);
   // Row j, head h; scores: scratch for the longest length, rounded up to 64.
   void (*decode_attention)(const DecodeAttention& job, int64_t j, int64_t head, float* scores);
-  // One head of one prompt: q [n, ld] (replaced by the output), k, v [n, ld] in kv_dtype; scratch
-  // of prefill_scratch floats.
+  // One head of one prompt: q [n, ld] (replaced by the output), k [n, k_ld], v [n, v_ld] in
+  // kv_dtype; scratch of prefill_scratch floats.
   void (*prefill_attention)(float* q, const uint8_t* k, const uint8_t* v, int64_t kv_dtype,
-                            int64_t n, int64_t ld, int64_t head_size, float scale, float* scratch);
+                            int64_t n, int64_t ld, int64_t k_ld, int64_t v_ld, int64_t head_size,
+                            float scale, float* scratch);
   int64_t (*prefill_scratch)(int64_t n, int64_t head_size);
   float (*dot)(const float* a, const float* b, int64_t n);
+  // n elements of a 16 or 32-bit float dtype to float32, and back, rounded to nearest even.
+  void (*widen)(const void* src, int64_t dtype, int64_t n, float* dst);
+  void (*narrow)(const float* src, int64_t dtype, int64_t n, void* dst);
   // Keep bits [n_layers] of a row for a drawn program; scratch: [n_layers].
   void (*draw_layers)(const Decode& args, int64_t n_layers, int64_t row, float* scratch,
                       uint8_t* keep);

@@ -92,8 +92,8 @@ class PrefillPass {
           kernel.prefill_scratch(n, model_.head_size));
       kernel.prefill_attention(steps_.q() + first[i] * model_.hidden + at, place.k + at * element_,
                                place.v + at * element_, model_.kv_dtype, n, model_.hidden,
-                               model_.head_size, static_cast<float>(model_.attention_scale),
-                               scratch);
+                               model_.hidden, model_.hidden, model_.head_size,
+                               static_cast<float>(model_.attention_scale), scratch);
     });
   }
 

@@ -93,6 +93,21 @@ inline void vstore_n(uint16_t* p, Vf x, int64_t n) {
   vstore(all, x);
   std::memcpy(p, all, static_cast<size_t>(n) * 2);
 }
+inline Vf vload(const Half* p) {
+  const Vi x = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  const Vi magnitude = _mm256_slli_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0x7fff)), 13);
+  const Vi sign = _mm256_slli_epi32(_mm256_and_si256(x, _mm256_set1_epi32(0x8000)), 16);
+  // 2^112 rebiases the exponent, subnormals included; infinities and NaN keep theirs
+  const Vf y = _mm256_mul_ps(_mm256_castsi256_ps(magnitude), vset(0x1p112f));
+  const Vi special = _mm256_and_si256(_mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x0f7fffff)),
+                                      _mm256_set1_epi32(0x7f800000));
+  return _mm256_or_ps(y, _mm256_castsi256_ps(_mm256_or_si256(sign, special)));
+}
+inline Vf vload_n(const Half* p, int64_t n) {
+  Half padded[8] = {};
+  std::memcpy(padded, p, static_cast<size_t>(n) * 2);
+  return vload(padded);
+}
 // Nearest integers, |x| < 128, as int8; returns their sum.
 inline int32_t vstore_i8(uint8_t* p, Vf x) {
   const Vi rounded = _mm256_cvtps_epi32(x);

@@ -97,6 +97,12 @@ inline void vstore(uint16_t* p, Vf x) {
 inline void vstore_n(uint16_t* p, Vf x, int64_t n) {
   _mm256_mask_storeu_epi16(p, first(n), to_bf16(x));
 }
+inline Vf vload(const Half* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline Vf vload_n(const Half* p, int64_t n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
+}
 // Nearest integers, |x| < 128, as int8; returns their sum.
 inline int32_t vstore_i8(uint8_t* p, Vf x) {
   const Vi rounded = _mm512_cvtps_epi32(x);

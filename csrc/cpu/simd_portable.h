@@ -91,6 +91,17 @@ inline void vstore_n(uint16_t* p, Vf x, int64_t n) {
   }
 }
 inline void vstore(uint16_t* p, Vf x) { vstore_n(p, x, kLanes); }
+inline Vf vload_n(const Half* p, int64_t n) {
+  Vi magnitude = {}, sign = {};
+  for (int64_t i = 0; i < n; ++i) {
+    magnitude[i] = (p[i].bits & 0x7fff) << 13;
+    sign[i] = static_cast<int32_t>(static_cast<uint32_t>(p[i].bits & 0x8000) << 16);
+  }
+  // 2^112 rebiases the exponent, subnormals included; infinities and NaN keep theirs
+  const Vi special = (magnitude > 0x0f7fffff) & 0x7f800000;
+  return bits<Vf>(bits<Vi>(bits<Vf>(magnitude) * 0x1p112f) | special | sign);
+}
+inline Vf vload(const Half* p) { return vload_n(p, kLanes); }
 // Nearest integers, |x| < 128, as int8; returns their sum.
 inline int32_t vstore_i8(uint8_t* p, Vf x) {
   // adding 1.5 * 2^23 rounds to even and leaves the integer in the low bits

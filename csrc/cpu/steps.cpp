@@ -21,16 +21,85 @@ Workspace& workspace() {
   return *work;
 }
 
+void Workspace::grow(int64_t n_threads) {
+  while (static_cast<int64_t>(threads.size()) < n_threads) {
+    threads.push_back(std::make_unique<Thread>());
+  }
+  tiles.resize(threads.size());
+  bests.resize(threads.size());
+}
+
+void run_linear(const Kernels& kernel, Workspace& work, int64_t n_threads, const Linear& linear,
+                const Input& x, int64_t m, const Output& output) {
+  const bool is_plain = linear.plain.data != nullptr;
+  for (int64_t t = 0; t < n_threads; ++t) {
+    const int64_t rows = is_plain ? m : kTileBlocks * kMaxRows;
+    work.tiles[t] = work.threads[t]->tile.need(rows * kPanel);
+  }
+  LinearJob job{};
+  job.w = linear.w, job.format = linear.format, job.plain = linear.plain;
+  job.x = x, job.m = m;
+  job.first_panel = linear.first_panel;
+  job.n_panels = panel_count(linear.w->n) - linear.first_panel;
+  job.n_whole = job.n_panels;
+  job.splits = 1;
+  job.active = linear.active;
+  job.output = output;
+  job.tiles = work.tiles.data(), job.best = work.bests.data();
+  if (n_threads > 1 && output.sink != Sink::kHead) {
+    // only panels that would leave threads without work go out in parts: two threads that read
+    // halves of the same lines take a third longer than one after the other
+    job.n_whole = job.n_panels - job.n_panels % n_threads;
+    job.splits = job.n_panels < n_threads ? 4 : 2;
+  }
+  const int64_t items = job.n_whole + (job.n_panels - job.n_whole) * job.splits;
+  parallel_for(n_threads, items,
+               [&](int64_t item, int64_t thread) { kernel.linear(job, item, thread); });
+}
+
+Output head_output(Workspace& work, int64_t n_threads, int64_t vocab, int64_t m, bool log_sum) {
+  Output output{};
+  output.sink = Sink::kHead;
+  output.parts = work.parts.need(panel_count(vocab) * m);
+  output.log_sum = log_sum;
+  for (int64_t t = 0; t < n_threads; ++t) {
+    work.bests[t] = work.threads[t]->best.need(m);
+    std::fill_n(work.bests[t], m, -std::numeric_limits<float>::infinity());
+  }
+  return output;
+}
+
+Best best_of_panels(const HeadPart* parts, int64_t n_panels, int64_t m, int64_t j, bool log_sum) {
+  parts += j;
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  Best b{0, kLowest, kLowest, 0.0f};
+  for (int64_t p = 0; p < n_panels; ++p) {
+    const HeadPart& part = parts[p * m];
+    if (part.top > b.top) {
+      // a larger top always carries its token and second: no panel before it was as large
+      b.second = std::max(b.top, part.second);
+      b.top = part.top, b.token = part.token;
+    } else {
+      b.second = std::max(b.second, part.top);
+    }
+  }
+  if (log_sum) {
+    double sum = 0.0;
+    for (int64_t p = 0; p < n_panels; ++p) {
+      sum += static_cast<double>(parts[p * m].sum) *
+             std::exp(static_cast<double>(parts[p * m].top - b.top));
+    }
+    b.log_sum = b.top + static_cast<float>(std::log(sum));
+  }
+  return b;
+}
+
 Steps::Steps(const Model& model, int64_t n_threads)
     : model_(model),
       kernel_(kernels()),
       n_threads_(std::max<int64_t>(1, n_threads)),
       work_(workspace()) {
-  while (static_cast<int64_t>(work_.threads.size()) < n_threads_) {
-    work_.threads.push_back(std::make_unique<Workspace::Thread>());
-  }
-  work_.tiles.resize(work_.threads.size());
-  work_.bests.resize(work_.threads.size());
+  work_.grow(n_threads_);
 }
 
 void Steps::reserve(int64_t n_rows) {
@@ -60,34 +129,12 @@ Input Steps::prepare(const float* source, int64_t ld, int64_t k, const int32_t* 
 
 void Steps::linear(const Matrix& w, const Input& x, int64_t m, const Output& output,
                    const Matrix* following, int64_t first_panel, const ActiveGroups* active) {
-  for (int64_t t = 0; t < n_threads_; ++t) {
-    work_.tiles[t] = work_.threads[t]->tile.need(kTileBlocks * kMaxRows * kPanel);
+  if (following != nullptr) {
+    expect_reads(following->data, panel_bytes(model_.format, following->k),
+                 panel_count(following->n));
   }
-  LinearJob job{&w,
-                model_.format,
-                x,
-                m,
-                first_panel,
-                panel_count(w.n) - first_panel,
-                0,
-                1,
-                active,
-                output,
-                work_.tiles.data(),
-                work_.bests.data()};
-  job.n_whole = job.n_panels;
-  if (n_threads_ > 1 && output.sink != Sink::kHead) {
-    // only panels that would leave threads without work go out in parts: two threads that read
-    // halves of the same lines take a third longer than one after the other
-    job.n_whole = job.n_panels - job.n_panels % n_threads_;
-    job.splits = job.n_panels < n_threads_ ? 4 : 2;
-  }
-  expect_reads(following != nullptr ? following->data : nullptr,
-               following != nullptr ? panel_bytes(model_.format, following->k) : 0,
-               following != nullptr ? panel_count(following->n) : 0);
-  const int64_t items = job.n_whole + (job.n_panels - job.n_whole) * job.splits;
-  parallel_for(n_threads_, items,
-               [&](int64_t item, int64_t thread) { kernel_.linear(job, item, thread); });
+  run_linear(kernel_, work_, n_threads_, {&w, model_.format, {}, first_panel, active}, x, m,
+             output);
 }
 
 const ActiveGroups* Steps::find_active(const Input& x, int64_t k, int64_t m) {
@@ -275,38 +322,10 @@ void Steps::head(const float* hidden, int64_t n, bool log_sum, Best* best) {
   const int64_t n_panels = panel_count(model_.vocab);
   for (int64_t first = 0; first < n; first += kChunk) {
     const int64_t m = std::min(kChunk, n - first);
-    Output output{};
-    output.sink = Sink::kHead;
-    output.parts = work_.parts.need(n_panels * m);
-    output.log_sum = log_sum;
-    for (int64_t t = 0; t < n_threads_; ++t) {
-      work_.bests[t] = work_.threads[t]->best.need(m);
-      std::fill_n(work_.bests[t], m, -std::numeric_limits<float>::infinity());
-    }
+    const Output output = head_output(work_, n_threads_, model_.vocab, m, log_sum);
     run_head(hidden + first * model_.embed, m, output);
     each_row(m, [&](int64_t j, int64_t) {
-      const HeadPart* parts = output.parts + j;
-      Best b{0, -std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
-             0.0f};
-      for (int64_t p = 0; p < n_panels; ++p) {
-        const HeadPart& part = parts[p * m];
-        if (part.top > b.top) {
-          // a larger top always carries its token and second: no panel before it was as large
-          b.second = std::max(b.top, part.second);
-          b.top = part.top, b.token = part.token;
-        } else {
-          b.second = std::max(b.second, part.top);
-        }
-      }
-      if (log_sum) {
-        double sum = 0.0;
-        for (int64_t p = 0; p < n_panels; ++p) {
-          sum += static_cast<double>(parts[p * m].sum) *
-                 std::exp(static_cast<double>(parts[p * m].top - b.top));
-        }
-        b.log_sum = b.top + static_cast<float>(std::log(sum));
-      }
-      best[first + j] = b;
+      best[first + j] = best_of_panels(output.parts, n_panels, m, j, log_sum);
     });
   }
 }

@@ -41,15 +41,37 @@ struct Workspace {
   };
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<float*> tiles, bests;
+
+  // Room for so many threads.
+  void grow(int64_t n_threads);
 };
 
 // The one workspace; hold the TeamLock.
 Workspace& workspace();
 
+// A linear over w, packed in `format` or plain, shared out among the team. x: m rows.
+struct Linear {
+  const Matrix* w;
+  int64_t format;
+  PlainWeights plain;
+  int64_t first_panel;
+  const ActiveGroups* active;
+};
+void run_linear(const Kernels& kernel, Workspace& work, int64_t n_threads, const Linear& linear,
+                const Input& x, int64_t m, const Output& output);
+
+// Rows that a linear takes at once: more, and their input leaves the caches.
+constexpr int64_t kChunkRows = 512;
+
+// Output of a head over m rows: room for the best entries of every panel. The thread's best so far
+// starts at -inf.
+Output head_output(Workspace& work, int64_t n_threads, int64_t vocab, int64_t m, bool log_sum);
+// What the panels of a head found for row j of m.
+Best best_of_panels(const HeadPart* parts, int64_t n_panels, int64_t m, int64_t j, bool log_sum);
+
 class Steps {
  public:
-  // Rows that a linear takes at once: more, and their input leaves the caches.
-  static constexpr int64_t kChunk = 512;
+  static constexpr int64_t kChunk = kChunkRows;
 
   Steps(const Model& model, int64_t n_threads);
 

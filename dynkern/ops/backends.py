@@ -33,10 +33,15 @@ class BackendUnavailable(ValueError):
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation: `function` has the op's signature, `missing()` says why it cannot run."""
+    """One implementation: `function` has the op's signature.
+
+    missing() says why it cannot run here at all; refuses(*args) why it does not take one call's
+    arguments (a dtype, strides, a gradient). Both return None where nothing is in the way.
+    """
 
     function: Callable[..., Any]
     missing: Callable[[], str | None] = lambda: None
+    refuses: Callable[..., str | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Choice:
 
     backend: str
     reason: str
-    function: Callable[..., Any]
+    kernel: Kernel
 
 
 @dataclass
@@ -93,6 +98,8 @@ def define_op(
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device in DEVICES:
         LIBRARY.impl(op.label, _dispatcher(op, device), device.upper())
+    # the kernel below records the gradient: the reference, which alone takes calls that want one
+    LIBRARY.impl(op.label, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"dynkern::{op.label}", fake, lib=LIBRARY)
     return op
 
@@ -100,9 +107,28 @@ def define_op(
 def _dispatcher(op: Op, device: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         op.check(*args, **kwargs)
-        return resolve(op, device).function(*args, **kwargs)
+        kernel = resolve(op, device).kernel
+        if kernel.refuses is not None and (why := kernel.refuses(*args, **kwargs)):
+            kernel = _taker(op, device, why, args, kwargs)
+        return kernel.function(*args, **kwargs)
 
     return call
+
+
+def _taker(op: Op, device: str, why: str, args: Any, kwargs: Any) -> Kernel:
+    """The kernel for a call that the chosen one refuses."""
+    chosen = resolve(op, device).backend
+    if requested_backend() != "auto":
+        raise BackendUnavailable(
+            f"backend {chosen!r} cannot run this {op.label}: {why}; use 'auto'"
+        )
+    order = _PREFERENCE[device]
+    for backend in order[order.index(chosen) + 1 :]:
+        if _obstacle(op, device, backend) is None:
+            kernel = op.kernels[backend]
+            if kernel.refuses is None or kernel.refuses(*args, **kwargs) is None:
+                return kernel
+    raise BackendUnavailable(f"no backend runs this {op.label} on {device}: {chosen}: {why}")
 
 
 def requested_backend() -> str:
@@ -158,7 +184,7 @@ def _named(op: Op, device: str, name: str) -> Choice:
         raise BackendUnavailable(
             f"backend {name!r} cannot run {op.label} on {device}: {obstacle}; use 'auto'"
         )
-    return Choice(name, "asked for by name", op.kernels[name].function)
+    return Choice(name, "asked for by name", op.kernels[name])
 
 
 def _automatic(op: Op, device: str) -> Choice:
@@ -167,7 +193,7 @@ def _automatic(op: Op, device: str) -> Choice:
         obstacle = _obstacle(op, device, backend)
         if obstacle is None:
             reason = "; ".join(passed_over) or "first choice"
-            return Choice(backend, reason, op.kernels[backend].function)
+            return Choice(backend, reason, op.kernels[backend])
         passed_over.append(f"{backend}: {obstacle}")
         # a kernel that does not exist is no news; one that exists and cannot run is
         if backend in op.kernels and (note := f"{op.label}: {passed_over[-1]}") not in _told:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.kernels import native
+from dynkern.kernels.cpu import gate as cpu
 from dynkern.kernels.reference.gate import gate as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_shape
 
 
@@ -38,6 +40,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    cpu=Kernel(cpu.gate, native.cpu_missing, cpu.refuses),
 )
 
 

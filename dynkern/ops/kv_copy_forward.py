@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dynkern.kernels import native
+from dynkern.kernels.cpu.rule import refusal
 from dynkern.kernels.reference.kv_copy_forward import kv_copy_forward as reference
 from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_shape
@@ -32,7 +33,11 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
-    cpu=Kernel(native.kv_copy_forward_cpu, native.cpu_missing),
+    cpu=Kernel(
+        native.kv_copy_forward_cpu,
+        native.cpu_missing,
+        refusal(native.kv_copy_forward_cpu, contiguous="k_cache v_cache lane source"),
+    ),
     cuda=Kernel(native.kv_copy_forward_cuda, native.cuda_missing),
 )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.kernels import native
+from dynkern.kernels.cpu import kv_project as cpu
 from dynkern.kernels.reference.kv_project import kv_project as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -36,6 +38,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    cpu=Kernel(cpu.kv_project, native.cpu_missing, cpu.refuses),
 )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.kernels import native
+from dynkern.kernels.cpu import lm_head_argmax as cpu
 from dynkern.kernels.reference.lm_head_argmax import lm_head_argmax as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -33,6 +35,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    cpu=Kernel(cpu.lm_head_argmax, native.cpu_missing, cpu.refuses),
 )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.kernels import native
+from dynkern.kernels.cpu import ragged_attention as cpu
 from dynkern.kernels.reference.ragged_attention import (
     ragged_attention_decode as decode_reference,
 )
 from dynkern.kernels.reference.ragged_attention import (
     ragged_attention_prefill as prefill_reference,
 )
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -34,6 +36,7 @@ _prefill = define_op(
     check=_check_prefill,
     fake=_fake_prefill,
     reference=prefill_reference,
+    cpu=Kernel(cpu.ragged_attention_prefill, native.cpu_missing, cpu.prefill_refuses),
 )
 
 
@@ -76,6 +79,7 @@ _decode = define_op(
     check=_check_decode,
     fake=_fake_decode,
     reference=decode_reference,
+    cpu=Kernel(cpu.ragged_attention_decode, native.cpu_missing, cpu.decode_refuses),
 )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dynkern.kernels import native
+from dynkern.kernels.cpu import ragged_linear as cpu
 from dynkern.kernels.reference.ragged_linear import ragged_linear as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 ACTIVATIONS = ("none", "relu", "gelu")
@@ -36,6 +38,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    cpu=Kernel(cpu.ragged_linear, native.cpu_missing, cpu.refuses),
 )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dynkern.kernels import native
+from dynkern.kernels.cpu import residual_bypass_layer_norm as cpu
 from dynkern.kernels.reference.residual_bypass_layer_norm import (
     residual_bypass_layer_norm as reference,
 )
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 NORMS = ("pre", "post", "none")
@@ -41,6 +43,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    cpu=Kernel(cpu.residual_bypass_layer_norm, native.cpu_missing, cpu.refuses),
 )
 
 

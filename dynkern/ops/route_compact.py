@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.kernels import native
+from dynkern.kernels.cpu import route_compact as cpu
 from dynkern.kernels.reference.route_compact import route_compact as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_shape
 
 
@@ -23,7 +25,11 @@ def _fake(keep):
 
 
 _op = define_op(
-    "route_compact(Tensor keep) -> (Tensor, Tensor)", check=_check, fake=_fake, reference=reference
+    "route_compact(Tensor keep) -> (Tensor, Tensor)",
+    check=_check,
+    fake=_fake,
+    reference=reference,
+    cpu=Kernel(cpu.route_compact, native.cpu_missing, cpu.refuses),
 )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.kernels import native
+from dynkern.kernels.cpu import sample as cpu
 from dynkern.kernels.reference.sample import sample as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import Kernel, define_op
 from dynkern.ops.checks import expect_dtype, expect_shape
 
 
 def _check(logits, history, request, step, seed, temperature, top_k, top_p, repetition_penalty):
     expect_shape("logits", logits, (None, None))
-    rows = logits.shape[0]
+    rows, vocab_size = logits.shape
+    if vocab_size < 1:
+        raise ValueError("logits: got a vocabulary of 0, expected at least 1")
     for name, tensor in (("request", request), ("step", step)):
         expect_shape(name, tensor, (rows,))
         expect_dtype(name, tensor, torch.int64)
@@ -39,6 +43,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    cpu=Kernel(cpu.sample, native.cpu_missing, cpu.refuses),
 )
 
 

@@ -12,6 +12,9 @@ import torch
 
 from dynkern.kernels import native
 from dynkern.llm import LLM
+from dynkern.models.checkpoint import Checkpoint
+from dynkern.models.opt import pack_weights
+from dynkern.runtime.engine import Engine
 from dynkern.runtime.request import SamplingParams
 from support.backends import isa_levels, needs_engine
 from support.opt import random_prompts, save_opt
@@ -81,7 +84,10 @@ class Pool:
         with pytest.MonkeyPatch.context() as patch:
             trace = trace_run(patch, self.llm, *self._arguments(members), **self._options(members))
         return {
-            i: (torch.stack(row.logits).view(torch.int32).tolist(), torch.stack(row.keep).tolist())
+            i: (
+                torch.stack(row.logits).float().view(torch.int32).tolist(),
+                torch.stack(row.keep).tolist(),
+            )
             for i, row in trace.rows.items()
         }
 
@@ -108,6 +114,21 @@ def test_planned_rows_are_bitwise_the_same_in_any_batch(directory, isa, format):
     assert len({str(bits) for bits in alone.values()}) == POOL
     for members in random_batches(seed=len(isa)):
         assert pool.bits(members) == {i: alone[i] for i in members}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_of_the_eager_executor_on_the_cpu_ops_too(directory, dtype):
+    llm = LLM(directory, backend="reference")
+    with Checkpoint(directory) as tensors:
+        weights = pack_weights(tensors, llm.spec, dtype, torch.device("cpu"))
+    llm.engine = Engine(llm.spec, weights, "cpu")
+    assert llm.engine.executor.name == "eager"
+    for policies in (PLANNED, TOKEN):
+        pool = Pool(llm, policies)
+        torch.set_num_threads(1)
+        alone = {i: pool.bits([i])[i] for i in range(POOL)}
+        for members in islice(random_batches(seed=8), 3):
+            assert pool.bits(members) == {i: alone[i] for i in members}
 
 
 @pytest.mark.parametrize("kv_fill", ["project", "copy", "deferred", "mask"])

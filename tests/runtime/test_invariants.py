@@ -5,6 +5,7 @@ before it is written. Every run here has its fresh memory filled with NaN.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ import torch
 from dynkern.evaluation.compute_then_mask import masked_logits
 from dynkern.llm import LLM
 from dynkern.routes import KV_FILLS
-from support.backends import BACKENDS
+from dynkern.runtime.engine import Engine
+from support.backends import BACKENDS, needs_engine
 from support.opt import VARIANTS, random_prompts, save_opt
 from support.tolerances import assert_logits_close
 from support.trace import trace_run
@@ -41,7 +43,8 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+# "ops": the eager executor on the CPU kernels of single ops
+@pytest.fixture(scope="module", params=[*BACKENDS, pytest.param("ops", marks=needs_engine)])
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -51,7 +54,16 @@ def twin(backend: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.
     """The same tiny model as a float32 LLM and as a float64 transformers module."""
     directory = tmp_path_factory.mktemp(request.param)
     module = save_opt(directory, **VARIANTS[request.param])
-    return LLM(directory, backend=backend), module.double()
+    return llm_on(backend, directory), module.double()
+
+
+def llm_on(backend: str, directory: Path, **options) -> LLM:
+    if backend != "ops":
+        return LLM(directory, backend=backend, **options)
+    llm = LLM(directory, backend="reference", **options)
+    llm.engine = Engine(llm.spec, llm.engine.weights, "cpu")
+    assert llm.engine.executor.name == "eager"
+    return llm
 
 
 def check_rows(trace, module, prefill_routed: bool = False) -> None:
@@ -129,7 +141,7 @@ def test_planned_routes_need_no_fill(twin, kv_fill):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_full_depth_equals_hugging_face_logits(monkeypatch, tmp_path, variant, backend):
     module = save_opt(tmp_path, seed=5, **VARIANTS[variant])
-    llm = LLM(tmp_path, backend=backend)
+    llm = llm_on(backend, tmp_path)
     prompts = random_prompts(6, seed=9)
     trace = trace_run(monkeypatch, llm, prompts, "full", max_new_tokens=NEW_TOKENS)
     module = module.double()
@@ -148,7 +160,7 @@ def test_half_precision_stays_within_the_table(monkeypatch, tmp_path, dtype, pol
     if (dtype, backend) == ("float16", "cpu"):
         pytest.skip("the CPU engine has no float16")
     module = save_opt(tmp_path, seed=2, init_std=0.1)
-    llm = LLM(tmp_path, dtype=dtype, backend=backend)
+    llm = llm_on(backend, tmp_path, dtype=dtype)
     trace = trace_run(
         monkeypatch, llm, random_prompts(4, seed=2), policy, max_new_tokens=NEW_TOKENS
     )

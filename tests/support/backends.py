@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from dynkern.kernels import native
@@ -24,3 +27,17 @@ def isa_levels() -> list[str]:
         levels.append(name)
     native.set_cpu_isa(held)
     return levels
+
+
+@contextmanager
+def cpu_isa(level: str | None) -> Iterator[None]:
+    """The CPU kernels on that level inside the block; None leaves them as they are."""
+    if level is None:
+        yield
+        return
+    held = native.cpu_isa()
+    native.set_cpu_isa(level)
+    try:
+        yield
+    finally:
+        native.set_cpu_isa(held)
