@@ -147,13 +147,17 @@ void sum_panel(const LinearJob& job, const uint8_t* panel, int64_t first_block, 
   const int64_t n_blocks = divide_up(n_groups, kBlock);
   // with several blocks of rows, a stretch of weights serves all of them while it is in cache
   const int64_t stretch = last_block - first_block == 1 ? n_blocks : block_groups(kF32) / kBlock;
-  const int64_t tile_row = row_block_begin(job.m, first_block);
+  int64_t first_row_of[kTileBlocks + 1];
+  for (int64_t i = 0; i <= last_block - first_block; ++i) {
+    first_row_of[i] = row_block_begin(job.m, first_block + i);
+  }
+  const int64_t tile_row = first_row_of[0];
   constexpr int64_t kStep = kMaxVectors * kLanes;
   for (int64_t begin = 0; begin < n_blocks; begin += stretch) {
     const int64_t end = begin + stretch < n_blocks ? begin + stretch : n_blocks;
     for (int64_t row_block = first_block; row_block < last_block; ++row_block) {
-      const int64_t first_row = row_block_begin(job.m, row_block);
-      const int64_t n_rows = row_block_begin(job.m, row_block + 1) - first_row;
+      const int64_t first_row = first_row_of[row_block - first_block];
+      const int64_t n_rows = first_row_of[row_block - first_block + 1] - first_row;
       const ActiveGroups* active = job.active ? job.active + row_block : nullptr;
       if (active != nullptr && active->groups == nullptr) active = nullptr;
       BlockRows rows;
@@ -198,20 +202,36 @@ inline Vf activate(Vf y, int64_t activation) {
   return y;
 }
 
-// Scale, bias and activation of up to kLanes totals.
-inline Vf finish(const LinearJob& job, int64_t column, int64_t n, Vf y) {
-  const Matrix& w = *job.w;
-  if (w.scale != nullptr) y = vmul(y, vload_tail(w.scale + column, n));
-  if (w.bias != nullptr) y = vadd(y, vload_tail(w.bias + column, n));
-  return activate(y, job.output.activation);
-}
+// What is done to the totals of n columns of a panel before they go where they belong.
+struct Epilogue {
+  static constexpr int64_t kVectors = kPanel / kLanes;
+  Vf scale[kVectors], bias[kVectors];
+  bool has_scale, has_bias;
+  int64_t activation;
 
-// n columns from `column` of k or v of one row: head by head to the cache.
-inline void put_kv(const Output& o, int64_t part, int64_t j, int64_t column, const float* y,
-                   int64_t n) {
+  Epilogue(const LinearJob& job, int64_t column, int64_t n)
+      : has_scale(job.w->scale != nullptr),
+        has_bias(job.w->bias != nullptr),
+        activation(job.output.activation) {
+    for (int64_t c = 0; c < n; c += kLanes) {
+      if (has_scale) scale[c / kLanes] = vload_tail(job.w->scale + column + c, n - c);
+      if (has_bias) bias[c / kLanes] = vload_tail(job.w->bias + column + c, n - c);
+    }
+  }
+
+  // Totals from column c of the panel's on.
+  inline Vf apply(int64_t c, Vf y) const {
+    if (has_scale) y = vmul(y, scale[c / kLanes]);
+    if (has_bias) y = vadd(y, bias[c / kLanes]);
+    return activate(y, activation);
+  }
+};
+
+// n columns of k or v of one row, from column `within` of a head on: head by head to the cache.
+inline void put_kv(const Output& o, int64_t part, int64_t j, int64_t head, int64_t within,
+                   const float* y, int64_t n) {
   uint8_t* row = part == 1 ? o.k_row[j] : o.v_row[j];
   while (n > 0) {
-    const int64_t head = column / o.head_size, within = column % o.head_size;
     const int64_t take = o.head_size - within < n ? o.head_size - within : n;
     const int64_t at = head * o.head_stride + within;
     for (int64_t c = 0; c < take; c += kLanes) {
@@ -225,7 +245,7 @@ inline void put_kv(const Output& o, int64_t part, int64_t j, int64_t column, con
         vstore_n(reinterpret_cast<float*>(row) + at + c, value, lanes);
       }
     }
-    column += take, y += take, n -= take;
+    ++head, within = 0, y += take, n -= take;
   }
 }
 
@@ -249,32 +269,37 @@ inline HeadPart head_part(const float* y, int64_t n, int64_t first_token, bool l
     }
   }
   if (log_sum) {
+    const Vf shift = vset(-part.top);
     Vf sum = vzero();
-    for (int64_t c = 0; c < n; c += kLanes) {
-      const int64_t lanes = n - c < kLanes ? n - c : kLanes;
-      float shifted[kLanes];
-      for (float& x : shifted) x = -__builtin_inff();
-      vstore_n(shifted, vadd(vload_n(y + c, lanes), vset(-part.top)), lanes);
-      sum = vadd(vexp(vload(shifted)), sum);
+    for (int64_t c = 0; c + kLanes <= n; c += kLanes) {
+      sum = vadd(vexp(vadd(vload(y + c), shift)), sum);
+    }
+    if (n % kLanes) {
+      float lane[kLanes];
+      for (float& x : lane) x = -__builtin_inff();
+      vstore_n(lane, vadd(vload_n(y + n / kLanes * kLanes, n % kLanes), shift), n % kLanes);
+      sum = vadd(vexp(vload(lane)), sum);
     }
     part.sum = vsum(sum);
   }
   return part;
 }
 
-// n totals of row j to a row-major output in its own dtype.
+// n values of row j to a row-major output in its own dtype.
 template <class T>
-void store_as(const LinearJob& job, int64_t j, int64_t column, int64_t n, const float* y) {
-  T* out = reinterpret_cast<T*>(job.output.out) + j * job.output.ld + column;
+void store_as(const Output& o, int64_t j, int64_t column, int64_t n, const float* y) {
+  T* out = reinterpret_cast<T*>(o.out) + j * o.ld + column;
   for (int64_t c = 0; c < n; c += kLanes) {
-    const Vf value = finish(job, column + c, n - c, vload(y + c));
     if (n - c >= kLanes) {
-      vstore(out + c, value);
+      vstore(out + c, vload(y + c));
     } else {
-      vstore_n(out + c, value, n - c);
+      vstore_n(out + c, vload(y + c), n - c);
     }
   }
 }
+
+// Rows by which a linear that adds to its output fetches it ahead.
+constexpr int64_t kRowsAhead = 4;
 
 // Totals of rows [first_row, last_row) to where they go.
 inline void sink(const LinearJob& job, int64_t panel, int64_t column, int64_t width,
@@ -282,40 +307,47 @@ inline void sink(const LinearJob& job, int64_t panel, int64_t column, int64_t wi
   const Output& o = job.output;
   const int64_t first_column = panel * kPanel + column;
   int64_t n = job.w->n - first_column < width ? job.w->n - first_column : width;
-  int64_t part = 0, at = first_column;
+  int64_t part = 0, at = first_column, head = 0, within = 0;
   if (o.sink == Sink::kQkv) {
     const int64_t stacked = round_up(o.hidden, kPanel);
     part = first_column / stacked;
     at = first_column % stacked;
     n = o.hidden - at < width ? o.hidden - at : width;
+    head = at / o.head_size, within = at % o.head_size;
   }
-  for (int64_t j = first_row; n > 0 && j < last_row; ++j) {
+  if (n <= 0) return;
+  const Epilogue epilogue(job, first_column, n);
+  const bool is_add = o.sink == Sink::kAddRows;
+  // float32 goes straight to its place, all else is finished in the tile first
+  const bool straight = is_add || (o.sink == Sink::kStore && o.dtype == kFloat32) ||
+                        (o.sink == Sink::kQkv && part == 0);
+  for (int64_t j = first_row; j < last_row; ++j) {
     float* y = tile + (j - first_row) * kPanel + column;
-    if (o.sink == Sink::kHead || part > 0) {
+    if (straight) {
+      float* out = o.out + (is_add ? o.rows[j] : j) * o.ld + at;
+      if (is_add && j + kRowsAhead < last_row) {
+        // rows lie far apart, and the hardware does not foresee that far
+        const float* later = o.out + o.rows[j + kRowsAhead] * o.ld + at;
+        for (int64_t c = 0; c < n; c += 16) prefetch(later + c);
+      }
       for (int64_t c = 0; c < n; c += kLanes) {
-        vstore(y + c, finish(job, first_column + c, n - c, vload(y + c)));
-      }
-      if (part > 0) {
-        put_kv(o, part, j, at, y, n);
-      } else {
-        o.parts[panel * job.m + j] = head_part(y, n, first_column, o.log_sum, job.best[thread] + j);
+        Vf value = epilogue.apply(c, vload(y + c));
+        if (is_add) value = vadd(value, vload_tail(out + c, n - c));
+        vstore_tail(out + c, value, n - c);
       }
       continue;
     }
-    if (o.sink == Sink::kStore && o.dtype != kFloat32) {
-      if (o.dtype == kBFloat16) {
-        store_as<uint16_t>(job, j, at, n, y);
-      } else {
-        store_as<Half>(job, j, at, n, y);
-      }
-      continue;
-    }
-    const bool add = o.sink == Sink::kAddRows;
-    float* out = o.out + (add ? o.rows[j] : j) * o.ld + at;
-    for (int64_t c = 0; c < n; c += kLanes) {
-      Vf value = finish(job, first_column + c, n - c, vload(y + c));
-      if (add) value = vadd(value, vload_tail(out + c, n - c));
-      vstore_tail(out + c, value, n - c);
+    for (int64_t c = 0; c < n; c += kLanes) vstore(y + c, epilogue.apply(c, vload(y + c)));
+    if (o.sink == Sink::kHead) {
+      o.parts[panel * job.m + j] = head_part(y, n, first_column, o.log_sum, job.best[thread] + j);
+    } else if (o.sink == Sink::kQkv) {
+      put_kv(o, part, j, head, within, y, n);
+    } else if (o.sink == Sink::kInput) {
+      put_bf16(y, n, reinterpret_cast<uint16_t*>(o.input.data + j * o.input.stride) + at);
+    } else if (o.dtype == kBFloat16) {
+      store_as<uint16_t>(o, j, at, n, y);
+    } else {
+      store_as<Half>(o, j, at, n, y);
     }
   }
 }

@@ -84,6 +84,18 @@ inline void quantise_block(const float* src, int64_t n, uint8_t* dst, float* sca
   *correction = -128 * sum;
 }
 
+// n bfloat16 of a row of inputs; behind an odd one lies a zero.
+inline void put_bf16(const float* src, int64_t n, uint16_t* dst) {
+  for (int64_t c = 0; c < n; c += kLanes) {
+    if (n - c >= kLanes) {
+      vstore(dst + c, vload(src + c));
+    } else {
+      vstore_n(dst + c, vload_n(src + c, n - c), n - c);
+    }
+  }
+  if (n % 2) dst[n] = 0;
+}
+
 inline void convert_row(const float* src, int64_t k, int64_t format, const Input& x, int64_t j) {
   uint8_t* dst = x.data + j * x.stride;
   if (format == kF32) {
@@ -91,16 +103,7 @@ inline void convert_row(const float* src, int64_t k, int64_t format, const Input
       vstore_tail(reinterpret_cast<float*>(dst) + c, vload_tail(src + c, k - c), k - c);
     }
   } else if (format == kBF16) {
-    auto* out = reinterpret_cast<uint16_t*>(dst);
-    for (int64_t c = 0; c < k; c += kLanes) {
-      const Vf value = vload_tail(src + c, k - c);
-      if (k - c >= kLanes) {
-        vstore(out + c, value);
-      } else {
-        vstore_n(out + c, value, k - c);
-      }
-    }
-    if (k % 2) out[k] = 0;
+    put_bf16(src, k, reinterpret_cast<uint16_t*>(dst));
   } else {
     for (int64_t block = 0; block < x.n_blocks; ++block) {
       const int64_t at = block * kScaleBlock;

@@ -83,7 +83,7 @@ struct PlainWeights {
 // Blocks of rows whose totals a thread holds at a time.
 constexpr int64_t kTileBlocks = 16;
 
-enum class Sink { kStore, kAddRows, kQkv, kHead };
+enum class Sink { kStore, kInput, kAddRows, kQkv, kHead };
 
 // Where a linear's outputs go.
 struct Output {
@@ -91,6 +91,7 @@ struct Output {
   int64_t activation;
   float* out;  // kStore: [m, ld] in `dtype`; kAddRows: h, out[rows[j], ld] += y
   int64_t ld;
+  Input input;          // kInput: the next linear's rows, in bfloat16
   const int32_t* rows;  // kAddRows: row of h; kQkv: slot of each row
   // kQkv: q goes to `out`, k and v to a place for each row
   int64_t hidden;

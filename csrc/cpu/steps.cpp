@@ -107,6 +107,14 @@ void Steps::reserve(int64_t n_rows) {
   q_ = work_.q.need(n_rows * model_.hidden);
 }
 
+Input Steps::input_of(Buffer<uint8_t>& buffer, int64_t k, int64_t n) {
+  const int64_t format = model_.format;
+  const int64_t stride = round_up(group_count(format, k) * 4, 64);
+  const int64_t n_blocks = format == kI8 ? round_up(k, kScaleBlock) / kScaleBlock : 0;
+  return {buffer.need(n * stride), stride, work_.x_scale.need(n * n_blocks),
+          work_.x_correction.need(n * n_blocks), n_blocks};
+}
+
 Input Steps::prepare(const float* source, int64_t ld, int64_t k, const int32_t* rows, int64_t n,
                      const Norm& norm) {
   const int64_t format = model_.format;
@@ -115,10 +123,7 @@ Input Steps::prepare(const float* source, int64_t ld, int64_t k, const int32_t* 
     auto* data = reinterpret_cast<uint8_t*>(const_cast<float*>(source));
     return {data, ld * 4, nullptr, nullptr, 0};
   }
-  const int64_t stride = round_up(group_count(format, k) * 4, 64);
-  const int64_t n_blocks = format == kI8 ? round_up(k, kScaleBlock) / kScaleBlock : 0;
-  const Input x{work_.x.need(n * stride), stride, work_.x_scale.need(n * n_blocks),
-                work_.x_correction.need(n * n_blocks), n_blocks};
+  const Input x = input_of(work_.x, k, n);
   float* temp = work_.temp.need(n_threads_ * round_up(k, 16));
   each_row(n, [&](int64_t j, int64_t thread) {
     kernel_.to_input(source + (rows ? rows[j] : j) * ld, k, format, norm.on, norm.weight, norm.bias,
@@ -267,13 +272,18 @@ void Steps::finish_layer(const Layer& layer, const int32_t* rows, int64_t n,
     if (!pre) norm_rows(own, m, layer.attn_norm_weight, layer.attn_norm_bias);
 
     const Norm norm{pre, layer.ffn_norm_weight, layer.ffn_norm_bias};
-    Output store{};
-    store.sink = Sink::kStore;
-    store.activation = model_.activation;
-    store.out = work_.inner.need(m * f), store.ld = f;
-    linear(layer.fc1, prepare(h_, d, d, own, m, norm), m, store, &layer.fc2);
+    Output inner{};
+    inner.activation = model_.activation;
+    if (model_.format == kBF16) {
+      inner.sink = Sink::kInput;
+      inner.input = input_of(work_.inner_x, f, m);
+    } else {
+      inner.sink = Sink::kStore;
+      inner.out = work_.inner.need(m * f), inner.ld = f;
+    }
+    linear(layer.fc1, prepare(h_, d, d, own, m, norm), m, inner, &layer.fc2);
 
-    const Input x = prepare(store.out, f, f, nullptr, m, {});
+    const Input x = model_.format == kBF16 ? inner.input : prepare(inner.out, f, f, nullptr, m, {});
     const bool sparse = model_.activation == kRelu;
     linear(layer.fc2, x, m, add, following, 0, sparse ? find_active(x, f, m) : nullptr);
     if (!pre) norm_rows(own, m, layer.ffn_norm_weight, layer.ffn_norm_bias);

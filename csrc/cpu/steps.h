@@ -27,8 +27,8 @@ struct Best {
 
 struct Workspace {
   Buffer<float> h, q, inner, temp, embedded, logits, before;
-  Buffer<uint8_t> x, waiting;
-  Buffer<float> x_scale, waiting_scale;
+  Buffer<uint8_t> x, inner_x;
+  Buffer<float> x_scale;
   Buffer<int32_t> x_correction;
   Buffer<uint32_t> groups, offsets;
   Buffer<HeadPart> parts;
@@ -116,6 +116,8 @@ class Steps {
     const float* weight;
     const float* bias;
   };
+  // Room for n rows of k inputs.
+  Input input_of(Buffer<uint8_t>& buffer, int64_t k, int64_t n);
   // Rows source[rows ? rows[j] : j] (ld floats apart), first to first + n, as input of a linear.
   Input prepare(const float* source, int64_t ld, int64_t k, const int32_t* rows, int64_t n,
                 const Norm& norm);

@@ -5,7 +5,13 @@
 #include <cstdlib>
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace dynkern {
+
+constexpr size_t kHugePage = size_t{2} << 20;
 
 template <class T>
 class Buffer {
@@ -20,9 +26,15 @@ class Buffer {
     if (n > size_) {
       std::free(data_);
       size_ = 0;
-      const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
-      data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
+      // rows of a long prompt lie on more small pages than a processor keeps addresses of
+      const size_t wanted = static_cast<size_t>(n) * sizeof(T);
+      const size_t alignment = wanted < kHugePage ? 64 : kHugePage;
+      const size_t bytes = (wanted + alignment - 1) / alignment * alignment;
+      data_ = static_cast<T*>(std::aligned_alloc(alignment, bytes));
       if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+      if (alignment == kHugePage) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
       size_ = n;
     }
     return data_;
