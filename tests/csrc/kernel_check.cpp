@@ -64,8 +64,10 @@ void check_linear(std::mt19937_64& random, int64_t format) {
       float* tiles[] = {tile.data()};
       Output output{};
       output.sink = Sink::kStore, output.out = out.data(), output.ld = n;
-      LinearJob job{&w.matrix,          format, x,       m,      0,     panel_count(n),
-                    panel_count(n) - 1, 4,      nullptr, output, tiles, nullptr};
+      LinearJob job{};
+      job.w = &w.matrix, job.format = format, job.x = x, job.m = m;
+      job.n_panels = panel_count(n), job.n_whole = job.n_panels - 1, job.splits = 4;
+      job.output = output, job.tiles = tiles;
       for (int64_t item = 0; item < job.n_whole + 4; ++item) kernels().linear(job, item, 0);
       std::vector<float> weights(static_cast<size_t>(k));
       for (int64_t i = 0; i < n; ++i) {
