@@ -12,7 +12,7 @@ from dynkern.evaluation.calibration import Calibration
 from dynkern.evaluation.judgement import decode_seconds, judge
 from dynkern.evaluation.peaks import measure_peaks
 from dynkern.evaluation.probe import EngineProbe
-from dynkern.evaluation.timing import interleave
+from dynkern.evaluation.timing import CaseTiming, Spread, interleave
 from dynkern.llm import LLM
 from dynkern.runtime.request import PlanRequest, RunResult, SamplingParams
 
@@ -29,6 +29,11 @@ class Routes:
     def plan(self, requests: list[PlanRequest]) -> list[Any]:
         """One of the routes for each request, by its id."""
         return [self.table[request.id % len(self.table)] for request in requests]
+
+
+def worst_load(case: CaseTiming[Any]) -> float:
+    """Cores that others used at most during the kept runs."""
+    return max(load.worst for load in case.loads)
 
 
 class Bench:
@@ -91,6 +96,7 @@ class Bench:
                 "efficiency": limit / judged.seconds.median,
                 "bandwidth": peaks.bandwidth,
                 "loaded": timings[name].loaded or peaks.loaded,
+                "foreign_load": worst_load(timings[name]),
             }
 
 
@@ -156,7 +162,34 @@ def serving(bench: Bench) -> Iterator[Row]:
             "high": max(seconds) / passes,
             "speedup": timings.ratio("greedy", name, decode_seconds).median,
             "loaded": timings[name].loaded,
+            "foreign_load": worst_load(timings[name]),
         }
+
+
+def smaller(bench: Bench, models: dict[int, LLM]) -> Iterator[Row]:
+    """Routed passes beside models that only have so many layers: what could be had by other means.
+
+    models: by number of layers. speedup is of the route against the model of its depth.
+    """
+    cases = {}
+    for layers, llm in models.items():
+        cases[f"uniform:{layers}"] = bench.run(f"uniform:{layers}")
+        other = Bench(llm, bench.batch, bench.new_tokens, bench.repeats)
+        cases[f"{layers}-layer model"] = other.run("full")
+    timings = interleave(cases, bench.repeats)
+    passes = bench.new_tokens - 1
+    for layers in models:
+        for name in (f"uniform:{layers}", f"{layers}-layer model"):
+            seconds = Spread.of(timings[name].each(decode_seconds))
+            yield {
+                "case": name,
+                "seconds": seconds.median / passes,
+                "low": seconds.p20 / passes,
+                "high": seconds.p80 / passes,
+                "speedup": timings.ratio(f"{layers}-layer model", name, decode_seconds).median,
+                "loaded": timings[name].loaded,
+                "foreign_load": worst_load(timings[name]),
+            }
 
 
 GROUPS = {

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.cpu_cases import GROUPS, PROMPT, Bench, Row
+from bench.cpu_cases import GROUPS, PROMPT, Bench, Row, smaller
 from bench.peers import KINDS, Engine
 from bench.results_file import append, stamp
 from dynkern.evaluation.load_meter import LOAD_LIMIT
@@ -54,6 +54,8 @@ COLUMNS = (
     "bandwidth",
     "loaded",
     "note",
+    "foreign_load",
+    "engine_version",
 )
 # tries for a quiet run before a loaded one is kept and marked
 TRIES = 4
@@ -94,7 +96,7 @@ def compare_engines(
 ) -> Iterator[Row]:
     """Whole loops of every engine in turn; a row each. sizes: batch, prompt, new_tokens."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
-    loaded = dict.fromkeys(engines, False)
+    loaded, foreign = dict.fromkeys(engines, False), dict.fromkeys(engines, 0.0)
     for engine in engines.values():
         engine.run(**sizes, vocabulary=vocabulary)  # not timed: compiles, allocates, warms up
     for _ in range(repeats):
@@ -104,6 +106,7 @@ def compare_engines(
                 quiet = done["foreign"] <= LOAD_LIMIT
                 if quiet or attempt == TRIES - 1:
                     loaded[name] |= not quiet
+                    foreign[name] = max(foreign[name], done["foreign"])
                     seconds[name].append(done["seconds"])
                     break
     tokens = sizes["batch"] * (sizes["new_tokens"] if sizes["new_tokens"] > 1 else sizes["prompt"])
@@ -117,6 +120,8 @@ def compare_engines(
             "high": spread.p80,
             "tokens_per_second": tokens / spread.median,
             "loaded": loaded[name],
+            "foreign_load": foreign[name],
+            "engine_version": engines[name].version,
         }
 
 
@@ -168,7 +173,9 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder for cpu.csv.")],
     group: Annotated[
         list[str] | None,
-        typer.Option(help="peers, realisation, mixed, confidence, serving, memory; repeat it."),
+        typer.Option(
+            help="peers, realisation, mixed, confidence, serving, smaller, memory; repeat it."
+        ),
     ] = None,
     shape: Annotated[list[str] | None, typer.Option(help="125m, 350m-wide or 1.3b.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint instead of a shape.")] = None,
@@ -182,7 +189,7 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tiny shape, to try it.")] = False,
 ) -> None:
     """Measure the groups asked for (all by default) and append them to OUTPUT/cpu.csv."""
-    known = ("peers", *GROUPS, "memory")
+    known = ("peers", *GROUPS, "smaller", "memory")
     groups = group or list(known)
     shapes = [model] if model else ["tiny"] if dry_run else shape or ["125m"]
     _check("group", groups, known)
@@ -203,8 +210,10 @@ def main(
             checkpoint = Path(name) if model else make_checkpoint(name, None, work or Path(scratch))
             label = Path(name).name  # of somebody's checkpoint, not where it lies
             sizes = {"prompt": PROMPT, "new_tokens": new_tokens}
+            own_groups = [g for g in groups if not (model and g == "smaller")]
+            keep = work or Path(scratch)
             for row in _measure(
-                checkpoint, groups, kind, dtype, batches, sizes, repeats, peer_python, bar
+                checkpoint, own_groups, kind, dtype, batches, sizes, repeats, peer_python, bar, keep
             ):
                 full = {**dict.fromkeys(COLUMNS, ""), **sizes, **row, "shape": label}
                 on = stamp(device_name(torch.device("cpu")), dry_run)
@@ -223,6 +232,7 @@ def _measure(
     repeats: int,
     python: str,
     bar: Progress,
+    folder: Path,
 ) -> Iterator[Row]:
     dtypes = dtypes or ["bfloat16"]
     own = [g for g in groups if g in GROUPS]
@@ -248,6 +258,19 @@ def _measure(
                         on = {"group": group, "dtype": dtype, "batch": batch}
                         yield {**on, "engine": f"dynkern-{dtype}", **row}
                 bar.advance(task)
+    for dtype in dtypes if "smaller" in groups else []:
+        shape, _, depth = checkpoint.name.rpartition("-")
+        budgets = dict.fromkeys(max(1, int(depth) * part // 4) for part in (3, 2, 1))
+        bar.update(task, description=f"smaller, {dtype}")
+        llm, *others = (
+            LLM(make_checkpoint(shape, layers, folder), dtype=dtype)
+            for layers in (int(depth), *budgets)
+        )
+        for batch in batches:
+            bench = Bench(llm, batch, sizes["new_tokens"], repeats)
+            for row in smaller(bench, dict(zip(budgets, others, strict=True))):
+                on = {"group": "smaller", "dtype": dtype, "batch": batch}
+                yield {**on, "engine": f"dynkern-{dtype}", **row}
 
 
 def _each(name: str, values: list[int] | None) -> list[tuple[str, int]]:

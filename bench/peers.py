@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,19 @@ _LOADERS = {
 }
 
 
+_PACKAGES = {"hf": "transformers", "openvino": "openvino-genai"}
+
+
+def _version(name: str) -> str:
+    """Version of an engine and, of dynkern's, the instruction set."""
+    if name == "dynkern":  # a checkout need not be installed
+        import dynkern
+        from dynkern.kernels import native
+
+        return f"{dynkern.__version__} {native.cpu_isa()}"
+    return version(_PACKAGES.get(name, name))
+
+
 def _resident_bytes() -> int:
     """Anonymous memory of this process: mapped files come and go with the page cache."""
     with open("/proc/self/status", encoding="ascii") as status:
@@ -189,7 +203,8 @@ def serve(kind: str, checkpoint: Path) -> None:
             import dynkern  # noqa: F401  (its own weight is not the model's)
         before = _resident_bytes()
         run = _LOADERS[name](checkpoint, dtype)
-        answer(ready=True, loaded_bytes=_resident_bytes() - before)
+        held = _resident_bytes() - before
+        answer(ready=True, loaded_bytes=held, version=_version(name))
     except ModuleNotFoundError as error:
         answer(ready=False, reason=f"{error.name} is not installed ({EXTRA})")
         return
@@ -232,6 +247,7 @@ class Engine:
         first = self._read()
         self.obstacle: str | None = None if first["ready"] else first["reason"]
         self.loaded_bytes = int(first.get("loaded_bytes", 0))
+        self.version = str(first.get("version", ""))
 
     def run(self, batch: int, prompt: int, new_tokens: int, vocabulary: int) -> dict[str, Any]:
         """seconds of the whole loop, foreign load in cores, whether it was metered."""

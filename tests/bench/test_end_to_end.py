@@ -6,8 +6,10 @@ import csv
 import sys
 
 import pytest
+import transformers
 from typer.testing import CliRunner
 
+import dynkern
 from bench import end_to_end, peers
 
 
@@ -31,7 +33,7 @@ def rows(tmp_path_factory):
 
 
 def test_every_group_has_rows(rows):
-    assert {row["group"] for row in rows} == {"peers", "memory", *end_to_end.GROUPS}
+    assert {row["group"] for row in rows} == {"peers", "memory", "smaller", *end_to_end.GROUPS}
     assert {row["shape"] for row in rows} == {"tiny"}
     assert all(row["dry_run"] == "1" for row in rows)
 
@@ -52,6 +54,25 @@ def test_a_missing_peer_is_a_line_and_no_failure(rows):
     notes = [r["note"] for r in rows if r["engine"] == "openvino-int8" and r["case"] == "load"]
     measured = [r for r in rows if r["engine"] == "openvino-int8" and r["seconds"]]
     assert measured or (len(notes) == 1 and "not installed" in notes[0])
+
+
+def test_routes_stand_beside_models_of_their_depth(rows):
+    cases = {r["case"]: r for r in rows if r["group"] == "smaller" and r["batch"] == "2"}
+    depths = (3, 2, 1)
+    assert set(cases) == {
+        f(k) for k in depths for f in ("uniform:{}".format, "{}-layer model".format)
+    }
+    for depth in depths:
+        assert float(cases[f"{depth}-layer model"]["speedup"]) == 1.0
+        assert float(cases[f"uniform:{depth}"]["speedup"]) > 0
+
+
+def test_rows_say_what_ran_and_under_which_load(rows):
+    timed = [r for r in rows if r["seconds"]]
+    assert timed and all(float(r["foreign_load"]) >= 0 for r in timed)
+    whole = {r["engine"]: r["engine_version"] for r in timed if r["case"] == "whole loop"}
+    assert whole["dynkern-float32"].startswith(dynkern.__version__)
+    assert whole["hf-float32"] == transformers.__version__
 
 
 def test_own_cases_carry_their_possible_time(rows):
