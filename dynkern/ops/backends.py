@@ -17,12 +17,16 @@ from typing import Any
 
 import torch
 
+from dynkern.kernels import triton as triton_kernels
+
 logger = logging.getLogger("dynkern")
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 DEVICES = ("cpu", "cuda")
 # what "auto" tries on each device, best first
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+# CUDA C++ is the choice only where it was measured faster than Triton; by name it is always to be had
+_UNMEASURED = {("ragged_linear", "cuda")}
 _RUNS_ON = {"reference": DEVICES, "cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 LIBRARY = torch.library.Library("dynkern", "DEF")
 
@@ -33,10 +37,20 @@ class BackendUnavailable(ValueError):
 
 @dataclass(frozen=True)
 class Kernel:
-    """One implementation: `function` has the op's signature, `missing()` says why it cannot run."""
+    """One implementation: `function` has the op's signature, `missing()` says why it cannot run,
+    `beyond(*args)` why it cannot run on these arguments, each None where it can.
+    """
 
     function: Callable[..., Any]
     missing: Callable[[], str | None] = lambda: None
+    beyond: Callable[..., str | None] | None = None
+
+
+def triton_kernel(name: str, function: str | None = None, any_dtype: bool = False) -> Kernel:
+    """`function` (default: `name`) of kernels/triton/<name>.py. any_dtype: float64 as well."""
+    launcher = triton_kernels.launcher(name, function)
+    beyond = None if any_dtype else triton_kernels.beyond
+    return Kernel(launcher, triton_kernels.missing, beyond)
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,7 @@ class Choice:
     backend: str
     reason: str
     function: Callable[..., Any]
+    beyond: Callable[..., str | None] | None = None
 
 
 @dataclass
@@ -100,9 +115,28 @@ def define_op(
 def _dispatcher(op: Op, device: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         op.check(*args, **kwargs)
-        return resolve(op, device).function(*args, **kwargs)
+        choice = resolve(op, device)
+        if choice.beyond is not None and (why := choice.beyond(*args, **kwargs)):
+            return _beyond(op, device, choice, why)(*args, **kwargs)
+        return choice.function(*args, **kwargs)
 
     return call
+
+
+def _beyond(op: Op, device: str, choice: Choice, why: str) -> Callable[..., Any]:
+    """The reference instead of an automatic choice whose kernel the arguments are beyond."""
+    if requested_backend() != "auto":
+        raise BackendUnavailable(
+            f"backend {choice.backend!r} cannot run {op.label} on {device}: {why}; use 'auto'"
+        )
+    _tell(f"{op.label}: {choice.backend}: {why}")
+    return op.kernels["reference"].function
+
+
+def _tell(note: str) -> None:
+    if note not in _told:
+        _told.add(note)
+        logger.warning("%s; falling back", note)
 
 
 def requested_backend() -> str:
@@ -158,21 +192,23 @@ def _named(op: Op, device: str, name: str) -> Choice:
         raise BackendUnavailable(
             f"backend {name!r} cannot run {op.label} on {device}: {obstacle}; use 'auto'"
         )
-    return Choice(name, "asked for by name", op.kernels[name].function)
+    kernel = op.kernels[name]
+    return Choice(name, "asked for by name", kernel.function, kernel.beyond)
 
 
 def _automatic(op: Op, device: str) -> Choice:
     passed_over = []
     for backend in _PREFERENCE[device]:
         obstacle = _obstacle(op, device, backend)
-        if obstacle is None:
-            reason = "; ".join(passed_over) or "first choice"
-            return Choice(backend, reason, op.kernels[backend].function)
-        passed_over.append(f"{backend}: {obstacle}")
-        # a kernel that does not exist is no news; one that exists and cannot run is
-        if backend in op.kernels and (note := f"{op.label}: {passed_over[-1]}") not in _told:
-            _told.add(note)
-            logger.warning("%s; falling back", note)
+        is_unmeasured = (op.name, backend) in _UNMEASURED
+        if obstacle is None and not is_unmeasured:
+            kernel, reason = op.kernels[backend], "; ".join(passed_over) or "first choice"
+            return Choice(backend, reason, kernel.function, kernel.beyond)
+        passed_over.append(f"{backend}: {obstacle or 'not measured against triton yet'}")
+        # a kernel that does not exist is no news, nor one passed over by rule; one that exists and
+        # cannot run is
+        if backend in op.kernels and not is_unmeasured:
+            _tell(f"{op.label}: {passed_over[-1]}")
     raise BackendUnavailable(f"no backend runs {op.label} on {device}: {'; '.join(passed_over)}")
 
 

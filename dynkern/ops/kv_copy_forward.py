@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dynkern.kernels import native
 from dynkern.kernels.reference.kv_copy_forward import kv_copy_forward as reference
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_shape
 
 
@@ -33,6 +33,7 @@ _op = define_op(
     fake=_fake,
     reference=reference,
     cpu=Kernel(native.kv_copy_forward_cpu, native.cpu_missing),
+    triton=triton_kernel("kv_copy_forward", any_dtype=True),
     cuda=Kernel(native.kv_copy_forward_cuda, native.cuda_missing),
 )
 

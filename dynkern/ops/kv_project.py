@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynkern.kernels.reference.kv_project import kv_project as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -36,6 +36,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    triton=triton_kernel("ragged_linear", "kv_project"),
 )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynkern.kernels.reference.lm_head_argmax import lm_head_argmax as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -33,6 +33,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    triton=triton_kernel("lm_head_argmax"),
 )
 
 

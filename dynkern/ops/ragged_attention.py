@@ -11,7 +11,7 @@ from dynkern.kernels.reference.ragged_attention import (
 from dynkern.kernels.reference.ragged_attention import (
     ragged_attention_prefill as prefill_reference,
 )
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -34,6 +34,7 @@ _prefill = define_op(
     check=_check_prefill,
     fake=_fake_prefill,
     reference=prefill_reference,
+    triton=triton_kernel("ragged_attention", "ragged_attention_prefill"),
 )
 
 
@@ -76,6 +77,7 @@ _decode = define_op(
     check=_check_decode,
     fake=_fake_decode,
     reference=decode_reference,
+    triton=triton_kernel("ragged_attention", "ragged_attention_decode"),
 )
 
 

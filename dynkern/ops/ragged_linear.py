@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dynkern.kernels.reference.ragged_linear import ragged_linear as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 ACTIVATIONS = ("none", "relu", "gelu")
@@ -36,6 +36,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    triton=triton_kernel("ragged_linear"),
 )
 
 

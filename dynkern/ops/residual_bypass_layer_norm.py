@@ -7,7 +7,7 @@ from torch import Tensor
 from dynkern.kernels.reference.residual_bypass_layer_norm import (
     residual_bypass_layer_norm as reference,
 )
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 NORMS = ("pre", "post", "none")
@@ -41,6 +41,7 @@ _op = define_op(
     check=_check,
     fake=_fake,
     reference=reference,
+    triton=triton_kernel("residual_bypass_layer_norm"),
 )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynkern.kernels.reference.route_compact import route_compact as reference
-from dynkern.ops.backends import define_op
+from dynkern.ops.backends import define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_shape
 
 
@@ -23,7 +23,11 @@ def _fake(keep):
 
 
 _op = define_op(
-    "route_compact(Tensor keep) -> (Tensor, Tensor)", check=_check, fake=_fake, reference=reference
+    "route_compact(Tensor keep) -> (Tensor, Tensor)",
+    check=_check,
+    fake=_fake,
+    reference=reference,
+    triton=triton_kernel("route_compact", any_dtype=True),
 )
 
 

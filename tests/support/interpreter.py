@@ -1,0 +1,58 @@
+"""A pytest plugin: Triton kernels run on CPU tensors under triton's interpreter.
+
+    python -m pytest -p support.interpreter ...
+
+Every module that imports triton must come after it, hence a process of its own. Programs of a
+launch run in a shuffled order, so that one that waits for another shows, and new buffers are
+poisoned.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import triton.language as tl  # noqa: E402
+from triton.runtime import interpreter  # noqa: E402
+
+from dynkern.ops import backends  # noqa: E402
+
+backends._RUNS_ON["triton"] = ("cpu", "cuda")
+# torch.empty is filled with NaN, and integers with their largest value
+torch.use_deterministic_algorithms(True)
+
+_convert_float = interpreter._convert_float
+_set_grid_dim = interpreter.InterpreterBuilder.set_grid_dim
+_set_grid_idx = interpreter.InterpreterBuilder.set_grid_idx
+
+
+def _convert(values, from_dtype, to_dtype, rounding_mode):
+    """The interpreter loses the carry when a mantissa rounds up to a power of two: bfloat16 results
+    would be wrong by half once in 512 stores.
+    """
+    if (from_dtype, to_dtype) == (tl.float32, tl.bfloat16):
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+        up = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return np.where(np.isnan(values), 0x7FC0, up).astype(np.uint16)
+    return _convert_float(values, from_dtype, to_dtype, rounding_mode)
+
+
+def _shuffled_dim(builder, *dims):
+    _set_grid_dim(builder, *dims)
+    builder.order = list(range(dims[0] * dims[1] * dims[2]))
+    random.shuffle(builder.order)
+
+
+def _shuffled_idx(builder, x, y, z):
+    nx, ny, nz = builder.grid_dim
+    x, rest = divmod(builder.order[(x * ny + y) * nz + z], ny * nz)
+    _set_grid_idx(builder, x, *divmod(rest, nz))
+
+
+interpreter._convert_float = _convert
+interpreter.InterpreterBuilder.set_grid_dim = _shuffled_dim
+interpreter.InterpreterBuilder.set_grid_idx = _shuffled_idx
