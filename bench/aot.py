@@ -29,7 +29,7 @@ COLUMNS = ("triton", *KEY, *NUMBERS)
 # a block of sm_86, sm_89 and sm_120 has the least: what fits there fits everywhere from sm_80 on
 MOST_SHARED = 99 * 1024
 # products of matrices, which in 16 bits must reach tensor cores
-PRODUCTS = ("skinny", "tall", "tiles", "prefill")
+PRODUCTS = ("skinny", "tall", "bypass_linear", "tiles", "prefill")
 COMMITTED = Path(__file__).resolve().parent / "results" / "aot.csv"
 _TENSOR_CORE = r"\b(?:HMMA|HGMMA|UTCHMMA)\b"
 _LOADS_16 = r"\b(?:LDG\.E(?:\.\w+)*\.128|LDGSTS\.E(?:\.\w+)*\.128|UTMALDG)\b"

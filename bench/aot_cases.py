@@ -22,7 +22,7 @@ POSITIONS = 2048
 
 @dataclass(frozen=True)
 class Case:
-    """One launch of one op. matrix: a product that belongs on tensor cores in 16 bits."""
+    """One launch of one op."""
 
     op: str
     name: str
@@ -106,6 +106,15 @@ def _norms(make: _Shapes) -> Iterator[Call]:
         if rows == 8 and norm == "pre":
             gated = [*args, f(2, hidden), f(2), None]
             yield "residual_bypass_layer_norm.gate", f"{model} {rows} rows", gated
+    for model, rows, n, norm, act in (
+        ("1.3b qkv", 8, 6144, "pre", "none"),
+        ("1.3b fc1", 64, 8192, "pre", "relu"),
+        ("1.3b fc1", 8, 8192, "post", "relu"),
+    ):
+        delta = f(rows, 2048), make.ints(rows), one, f(2048), f(2048)
+        linear = f(n, 2048), f(n), act
+        args = [f(rows, 2048), *delta, make.ints(rows), one, norm, 1e-5, *linear]
+        yield "residual_bypass_linear", f"{model} {norm} {rows} rows", args
     weights = [f(64, 2048), f(2, 64)], [f(64), f(2)]
     yield "gate", "1.3b 64 8 rows", [f(8, 2048), *weights, f(8)]
     yield "gate", "1.3b 8 rows", [f(8, 2048), [f(2, 2048)], [f(2)], None]

@@ -55,6 +55,11 @@ def linear(rows: int, n_out: int, n_in: int, itemsize: int) -> Tile:
     return Tile(tile.rows, tile.outputs, tile.inputs, tile.num_warps, tile.num_stages, splits)
 
 
+def bypass_linear(rows: int, n_out: int, n_in: int, itemsize: int) -> Tile:
+    """The tile of residual_bypass_linear, whose rows pass through registers: 16 at a time."""
+    return linear(min(rows, 16), n_out, n_in, itemsize)
+
+
 def head(rows: int, itemsize: int) -> Tile:
     """The tile of lm_head_argmax: the vocabulary fills a GPU without splits."""
     return _up_to(_HEAD[itemsize], min(rows, max(_HEAD[itemsize])))
