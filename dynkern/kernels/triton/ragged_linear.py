@@ -29,8 +29,7 @@ from dynkern.kernels.triton.tuning import ceil_div
 @triton.jit
 def activate(y, ACTIVATION: tl.constexpr):
     if ACTIVATION == "relu":
-        # a NaN stays one
-        return tl.where(y < 0, 0.0, y)
+        return tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif ACTIVATION == "gelu":
         return 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
     else:

@@ -1,9 +1,9 @@
 """sample: token = argmax_v(z[v] / temperature + Gumbel(seed, request, step, v)) over kept entries.
 
 logits: [B, V]; request, step: int64 [B]; token: int64 [B]. One program a row. Kept entries are
-those before a cut in the order (score down, id up): top_k's cut is found by halving over the bits
-of scores and then of ids, and top_p's alike over the mass ahead of an entry. Nothing is sorted, and
-no sum depends on the batch. Draws are those of dynkern/rng.py, bit for bit.
+those before a cut in the order (score down, id up): top_k's cut is found bit by bit over the scores
+and then by halving over ids, and top_p's alike by the mass ahead of an entry. Nothing is sorted,
+and no sum depends on the batch. Uniform draws are those of dynkern/rng.py, bit for bit.
 """
 
 from __future__ import annotations
@@ -81,33 +81,8 @@ def kept_entries(rank, v, cut_rank, cut_id):
 
 
 @triton.jit
-def top_k_cut(row_ptr, seen_ptr, vocab, temperature, penalty, top_k, BLOCK: tl.constexpr):
-    """(rank, id) of the top_k-th entry."""
-    rank_cut = tl.zeros((), dtype=tl.uint32)
-    bit = tl.full((), 0x80000000, dtype=tl.uint32)
-    while bit != 0:
-        trial = rank_cut | bit
-        count = 0
-        for start in range(0, vocab, BLOCK):
-            v = start + tl.arange(0, BLOCK)
-            rank = ranks(scores(row_ptr, seen_ptr, v, vocab, temperature, penalty, False))
-            count += tl.sum(((rank >= trial) & (v < vocab)).to(tl.int32), 0)
-        rank_cut = tl.where(count >= top_k, trial, rank_cut)
-        bit = bit >> 1
-    ahead = 0
-    for start in range(0, vocab, BLOCK):
-        v = start + tl.arange(0, BLOCK)
-        rank = ranks(scores(row_ptr, seen_ptr, v, vocab, temperature, penalty, False))
-        ahead += tl.sum(((rank > rank_cut) & (v < vocab)).to(tl.int32), 0)
-    id_cut = tied_id(
-        row_ptr, seen_ptr, vocab, temperature, penalty, rank_cut, top_k - ahead, BLOCK
-    )
-    return rank_cut, id_cut
-
-
-@triton.jit
-def tied_id(row_ptr, seen_ptr, vocab, temperature, penalty, rank_cut, wanted, BLOCK: tl.constexpr):
-    """The id of the wanted-th entry (1 is the first) of this rank; `vocab` if there are fewer."""
+def tied_id(scores_ptr, vocab, rank, wanted, BLOCK: tl.constexpr):
+    """The id of the wanted-th entry of this rank (1 is the first); `vocab` if there are fewer."""
     low = 0
     high = vocab
     while low < high:
@@ -115,26 +90,102 @@ def tied_id(row_ptr, seen_ptr, vocab, temperature, penalty, rank_cut, wanted, BL
         count = 0
         for start in range(0, middle + 1, BLOCK):
             v = start + tl.arange(0, BLOCK)
-            rank = ranks(scores(row_ptr, seen_ptr, v, vocab, temperature, penalty, False))
-            count += tl.sum(((rank == rank_cut) & (v <= middle) & (v < vocab)).to(tl.int32), 0)
+            inside = (v <= middle) & (v < vocab)
+            z = tl.load(scores_ptr + v, mask=inside, other=float("-inf"))
+            count += tl.sum(((ranks(z) == rank) & inside).to(tl.int32), 0)
         low = tl.where(count >= wanted, low, middle + 1)
         high = tl.where(count >= wanted, middle, high)
     return low
 
 
 @triton.jit
-def mass_above(
-    row_ptr, seen_ptr, vocab, temperature, penalty, best, k_rank, k_id, above, BLOCK: tl.constexpr
-):
+def top_k_cut(scores_ptr, vocab, top_k, BLOCK: tl.constexpr):
+    """(rank, id) of a cut that keeps just the first top_k entries."""
+    cut = tl.zeros((), dtype=tl.uint32)
+    bit = tl.full((), 0x80000000, dtype=tl.uint32)
+    reached = 0  # entries of the cut's rank or higher, once there is a cut
+    while bit != 0:
+        trial = cut | bit
+        count = 0
+        for start in range(0, vocab, BLOCK):
+            v = start + tl.arange(0, BLOCK)
+            z = tl.load(scores_ptr + v, mask=v < vocab, other=float("-inf"))
+            count += tl.sum(((ranks(z) >= trial) & (v < vocab)).to(tl.int32), 0)
+        cut = tl.where(count >= top_k, trial, cut)
+        reached = tl.where(count >= top_k, count, reached)
+        # just as many as wanted: lower bits tell nothing more
+        bit = tl.where(count == top_k, 0, bit >> 1).to(tl.uint32)
+    cut_id = vocab
+    if reached != top_k:
+        ahead = 0
+        for start in range(0, vocab, BLOCK):
+            v = start + tl.arange(0, BLOCK)
+            z = tl.load(scores_ptr + v, mask=v < vocab, other=float("-inf"))
+            ahead += tl.sum(((ranks(z) > cut) & (v < vocab)).to(tl.int32), 0)
+        cut_id = tied_id(scores_ptr, vocab, cut, top_k - ahead, BLOCK)
+    return cut, cut_id
+
+
+@triton.jit
+def mass_above(scores_ptr, vocab, best, k_rank, k_id, above, BLOCK: tl.constexpr):
     """Sum of exp(z - best) over entries of a higher rank than `above` that top_k keeps."""
     mass = 0.0
     for start in range(0, vocab, BLOCK):
         v = start + tl.arange(0, BLOCK)
-        z = scores(row_ptr, seen_ptr, v, vocab, temperature, penalty, False)
+        z = tl.load(scores_ptr + v, mask=v < vocab, other=float("-inf"))
         rank = ranks(z)
         counts = (rank > above) & kept_entries(rank, v, k_rank, k_id) & (v < vocab)
         mass += tl.sum(tl.where(counts, tl.exp(z - best), 0.0), 0)
     return mass
+
+
+@triton.jit
+def top_p_cut(scores_ptr, vocab, top_p, k_rank, k_id, BLOCK: tl.constexpr):
+    """(rank, id) of the last entry, of those that top_k keeps, with less than top_p ahead of it."""
+    best = float("-inf")
+    for start in range(0, vocab, BLOCK):
+        v = start + tl.arange(0, BLOCK)
+        z = tl.load(scores_ptr + v, mask=v < vocab, other=float("-inf"))
+        best = tl.maximum(best, tl.max(z, 0))
+    # rank 0 is that of no number
+    zero = tl.zeros((), dtype=tl.uint32)
+    limit = top_p * mass_above(scores_ptr, vocab, best, k_rank, k_id, zero, BLOCK)
+    # the lowest rank with less than the limit above it
+    cut = tl.full((), 0xFFFFFFFF, dtype=tl.uint32)
+    bit = tl.full((), 0x80000000, dtype=tl.uint32)
+    ahead = 0.0
+    while bit != 0:
+        trial = cut ^ bit
+        mass = mass_above(scores_ptr, vocab, best, k_rank, k_id, trial, BLOCK)
+        cut = tl.where(mass < limit, trial, cut)
+        ahead = tl.where(mass < limit, mass, ahead)
+        bit = bit >> 1
+    # of its ties, as many as have less than the limit ahead of them
+    bits = tl.where(cut >> 31 != 0, cut ^ 0x80000000, cut ^ 0xFFFFFFFF)
+    each = tl.exp(bits.to(tl.float32, bitcast=True) - best)
+    wanted = tl.minimum(tl.maximum(tl.ceil((limit - ahead) / each), 1.0), vocab).to(tl.int32)
+    return cut, tied_id(scores_ptr, vocab, cut, wanted, BLOCK)
+
+
+@triton.jit
+def _scores(
+    logits_ptr,
+    seen_ptr,
+    scores_ptr,
+    vocab,
+    stride_logits,
+    temperature,
+    penalty,
+    BLOCK: tl.constexpr,
+):
+    """What the cuts are searched in, once for all their passes. Grid: rows, pieces."""
+    i = tl.program_id(0).to(tl.int64)
+    v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if seen_ptr is not None:
+        seen_ptr += i * vocab
+    row_ptr = logits_ptr + i * stride_logits
+    z = scores(row_ptr, seen_ptr, v, vocab, temperature, penalty, False)
+    tl.store(scores_ptr + i * vocab + v, z, mask=v < vocab)
 
 
 # a seed of 1 must not make another kernel
@@ -142,6 +193,7 @@ def mass_above(
 def _sample(
     logits_ptr,
     seen_ptr,
+    scores_ptr,
     request_ptr,
     step_ptr,
     token_ptr,
@@ -163,59 +215,36 @@ def _sample(
     row_ptr = logits_ptr + i * stride_logits
     if seen_ptr is not None:
         seen_ptr += i * vocab
+    if scores_ptr is not None:
+        scores_ptr += i * vocab
     k_rank = tl.zeros((), dtype=tl.uint32)
     k_id = vocab
     if TOP_K:
-        k_rank, k_id = top_k_cut(row_ptr, seen_ptr, vocab, temperature, penalty, top_k, BLOCK)
+        k_rank, k_id = top_k_cut(scores_ptr, vocab, top_k, BLOCK)
     p_rank = tl.zeros((), dtype=tl.uint32)
     p_id = vocab
     if TOP_P:
-        best = float("-inf")
-        for start in range(0, vocab, BLOCK):
-            v = start + tl.arange(0, BLOCK)
-            z = scores(row_ptr, seen_ptr, v, vocab, temperature, penalty, False)
-            best = tl.maximum(best, tl.max(z, 0))
-        # rank 0 is that of no number
-        total = mass_above(
-            row_ptr, seen_ptr, vocab, temperature, penalty, best, k_rank, k_id, p_rank, BLOCK
-        )
-        # the lowest rank with less than top_p ahead of it
-        p_rank = tl.full((), 0xFFFFFFFF, dtype=tl.uint32)
-        bit = tl.full((), 0x80000000, dtype=tl.uint32)
-        while bit != 0:
-            trial = p_rank ^ bit
-            mass = mass_above(
-                row_ptr, seen_ptr, vocab, temperature, penalty, best, k_rank, k_id, trial, BLOCK
-            )
-            p_rank = tl.where(mass < top_p * total, trial, p_rank)
-            bit = bit >> 1
-        mass = mass_above(
-            row_ptr, seen_ptr, vocab, temperature, penalty, best, k_rank, k_id, p_rank, BLOCK
-        )
-        # of its ties, as many as start below top_p
-        bits = tl.where(p_rank >> 31 != 0, p_rank ^ 0x80000000, p_rank ^ 0xFFFFFFFF)
-        each = tl.exp(bits.to(tl.float32, bitcast=True) - best)
-        wanted = tl.maximum(tl.ceil((top_p * total - mass) / each), 1.0)
-        wanted = tl.minimum(wanted, vocab).to(tl.int32)
-        p_id = tied_id(row_ptr, seen_ptr, vocab, temperature, penalty, p_rank, wanted, BLOCK)
+        p_rank, p_id = top_p_cut(scores_ptr, vocab, top_p, k_rank, k_id, BLOCK)
     request, step = tl.load(request_ptr + i), tl.load(step_ptr + i)
     low, high = seed_low.to(tl.uint32), seed_high.to(tl.uint32)
-    best_score = float("-inf")
+    best = float("-inf")
     token = vocab
     for start in range(0, vocab, BLOCK):
         v = start + tl.arange(0, BLOCK)
-        z = scores(row_ptr, seen_ptr, v, vocab, temperature, penalty, GREEDY)
-        if TOP_K or TOP_P:
+        if scores_ptr is not None:
+            z = tl.load(scores_ptr + v, mask=v < vocab, other=float("-inf"))
             rank = ranks(z)
             kept = kept_entries(rank, v, k_rank, k_id) & kept_entries(rank, v, p_rank, p_id)
             z = tl.where(kept, z, float("-inf"))
+        else:
+            z = scores(row_ptr, seen_ptr, v, vocab, temperature, penalty, GREEDY)
         if not GREEDY:
             z = z - tl.log(-tl.log(uniforms(start, request, step, low, high, BLOCK)))
         z = tl.where(v < vocab, z, float("-inf"))
         top = tl.max(z, 0)
         first = tl.min(tl.where((z == top) & (v < vocab), v, vocab), 0)
-        token = tl.where(top > best_score, first, token)
-        best_score = tl.maximum(best_score, top)
+        token = tl.where(top > best, first, token)
+        best = tl.maximum(best, top)
     # every score -inf: the first entry, as argmax has it
     tl.store(token_ptr + i, tl.where(token == vocab, 0, token).to(tl.int64))
 
@@ -254,19 +283,29 @@ def sample(
         width = min(1024, block(max(length, 1), 16))
         launch(_mark_seen, grid, history, seen, length, vocab, history.stride(0), BLOCK=width)
     is_greedy = temperature == 0.0
-    if seed < 0:
+    if not is_greedy and seed < 0:
         raise ValueError(f"seed: got {seed}, expected an integer from 0 to 2**64 - 1")
+    has_top_k = not is_greedy and 0 < top_k < vocab
+    has_top_p = not is_greedy and top_p < 1.0
+    width = min(_BLOCK, block(vocab, 16))
+    softened = float(temperature), float(repetition_penalty)
+    ranked = None
+    if has_top_k or has_top_p:
+        ranked = torch.empty((rows, vocab), dtype=torch.float32, device=logits.device)
+        grid = rows, ceil_div(vocab, width)
+        launch(
+            _scores, grid, logits, seen, ranked, vocab, logits.stride(0), *softened, BLOCK=width
+        )
     launch(
         _sample,
         (rows,),
-        *(logits, seen, request.contiguous(), step.contiguous(), token, vocab, logits.stride(0)),
-        *(seed & 0xFFFFFFFF, seed >> 32),
-        *(float(temperature), float(top_p), float(repetition_penalty)),
-        top_k,
+        *(logits, seen, ranked, request.contiguous(), step.contiguous(), token),
+        *(vocab, logits.stride(0), seed & 0xFFFFFFFF, seed >> 32),
+        *(softened[0], float(top_p), softened[1], top_k),
         GREEDY=is_greedy,
-        TOP_K=not is_greedy and 0 < top_k < vocab,
-        TOP_P=not is_greedy and top_p < 1.0,
-        BLOCK=min(_BLOCK, block(vocab, 16)),
+        TOP_K=has_top_k,
+        TOP_P=has_top_p,
+        BLOCK=width,
         num_warps=8,
     )
     return token

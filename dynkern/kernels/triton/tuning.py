@@ -32,7 +32,7 @@ class Tile:
 
 # rows up to -> tile; 16-bit dtypes, then float32, whose products run on plain FMA units
 _SKINNY = {
-    2: {16: Tile(16, 64, 128, 4, 4), 32: Tile(32, 64, 128, 4, 3), 128: Tile(64, 64, 64, 4, 4)},
+    2: {16: Tile(16, 64, 128, 4, 3), 32: Tile(32, 64, 128, 4, 3), 128: Tile(64, 64, 64, 4, 4)},
     4: {16: Tile(16, 64, 32, 4, 3), 32: Tile(32, 64, 32, 4, 3), 128: Tile(64, 64, 16, 4, 3)},
 }
 _TALL = {2: Tile(128, 128, 64, 8, 3), 4: Tile(64, 64, 16, 4, 3)}
@@ -76,8 +76,8 @@ class DecodeAttention:
 
 def decode_attention(rows: int, heads: int, positions: int, block_size: int) -> DecodeAttention:
     """block_size: the head size, padded to a power of two. positions: a lane's capacity."""
-    # a step loads 8192 elements of K, 16 bytes and more a thread
-    entries = min(128, max(16, 8192 // block_size))
+    # a step loads 4096 elements of K and of V, 64 bytes each a thread; 8192 spill on sm_80
+    entries = min(128, max(16, 4096 // block_size))
     most = max(1, ceil_div(positions, 2 * entries))
     splits = min(MAX_SPLITS, most, max(1, TARGET_PROGRAMS // max(1, rows * heads)))
     return DecodeAttention(entries, 1 << (splits.bit_length() - 1))
@@ -98,9 +98,9 @@ def prefill_attention(block_size: int, itemsize: int) -> PrefillAttention:
     if itemsize == 4:
         return PrefillAttention(32, 32, 4, 1) if block_size <= 64 else PrefillAttention(16, 16, 4, 1)
     if block_size <= 64:
-        return PrefillAttention(128, 64, 4, 3)
+        return PrefillAttention(128, 64, 8, 3)
     if block_size <= 128:
-        return PrefillAttention(64, 64, 4, 2)
+        return PrefillAttention(128, 32, 8, 2)
     return PrefillAttention(64, 32, 8, 2)
 
 
