@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dynkern.kernels import native
 from dynkern.kernels.reference.ragged_linear import ragged_linear as reference
-from dynkern.ops.backends import define_op, triton_kernel
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 ACTIVATIONS = ("none", "relu", "gelu")
@@ -37,6 +38,7 @@ _op = define_op(
     fake=_fake,
     reference=reference,
     triton=triton_kernel("ragged_linear"),
+    cuda=Kernel(native.ragged_linear_cuda, native.cuda_missing, native.ragged_linear_cuda_beyond),
 )
 
 
