@@ -1,10 +1,11 @@
 """What the Triton kernels compile to, without a GPU.
 
-    python -m bench.aot --output DIR [--archs 80,90,100] [--dtypes bf16,fp16,fp32] [--jobs 2]
+    python -m bench.aot --output DIR [--archs 80,90,100] [--jobs 2] [--quick] [--against FILE]
 
 DIR/aot.csv gets a row for every launch of bench/aot_cases.py and architecture: registers, stack
 (spills lie there), shared memory, tensor-core instructions and 16-byte loads of the machine code.
-`problems` says what is wrong with a row, alone and beside an earlier one.
+--quick: one launch for each kernel and dtype. --against: an aot.csv that nothing may fall behind,
+as bench/results/aot.csv for a change of kernels. Exit code 1 where a row has a problem.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -94,18 +95,11 @@ def _dump(cubin: bytes) -> tuple[str, str]:
     return outputs[0].stdout, outputs[1].stdout
 
 
-def compile_all(
-    archs: Sequence[int], dtypes: Iterable[str], jobs: int, pick: slice = slice(None)
-) -> list[dict[str, Any]]:
-    """Rows of the cases of these dtypes, in order, on `jobs` processes."""
-    wanted = [
-        (place, arch)
-        for place, case in enumerate(_cases())
-        if case.dtype in set(dtypes)
-        for arch in archs
-    ][pick]
-    if jobs == 1:
-        return [compile_one(*item) for item in wanted]
+def compile_all(archs: Sequence[int], jobs: int, quick: bool) -> list[dict[str, Any]]:
+    """Rows of all cases, in order, on `jobs` processes. quick: one for each kernel and dtype."""
+    firsts = {(case.kernel, case.dtype): place for place, case in reversed([*enumerate(_cases())])}
+    places = sorted(firsts.values()) if quick else range(len(_cases()))
+    wanted = [(place, arch) for place in places for arch in archs]
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         return list(pool.map(compile_one, *zip(*wanted, strict=True), chunksize=4))
 
@@ -148,21 +142,22 @@ def judge(rows: list[dict[str, Any]], committed: list[dict[str, Any]]) -> list[s
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 0 when no row has a problem of its own, 1 when one has."""
+    """The command line; 0 when no row has a problem, 1 when one has."""
     parser = argparse.ArgumentParser(prog="python -m bench.aot", description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--archs", default=",".join(map(str, ARCHS)))
-    parser.add_argument("--dtypes", default="bf16,fp16,fp32")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--against", type=Path)
     given = parser.parse_args(arguments)
     archs = [int(arch) for arch in given.archs.split(",")]
-    rows = compile_all(archs, given.dtypes.split(","), given.jobs)
+    rows = compile_all(archs, given.jobs, given.quick)
     given.output.mkdir(parents=True, exist_ok=True)
     with (given.output / "aot.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    found = judge(rows, [])
+    found = judge(rows, read(given.against) if given.against else [])
     print(*found, f"{len(rows)} rows, {len(found)} problems", sep="\n")
     return 1 if found else 0
 

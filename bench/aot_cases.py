@@ -183,7 +183,7 @@ _TYPES = {
 
 
 def specialise(launch: Launch) -> tuple:
-    """(kernel, signature, constants, divisible places, warps, stages) as triton's JIT would have it:
+    """(kernel, signature, constants, divisible places, warps, stages) as triton's JIT has them:
     None and 1 are constants, addresses and numbers that 16 divides are marked.
     """
     kernel = launch.kernel

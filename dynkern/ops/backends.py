@@ -25,7 +25,7 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 DEVICES = ("cpu", "cuda")
 # what "auto" tries on each device, best first
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-# CUDA C++ is the choice only where it was measured faster than Triton; by name it is always to be had
+# CUDA C++ is chosen only where it was measured faster than Triton; by name it can always be had
 _UNMEASURED = {("ragged_linear", "cuda")}
 _RUNS_ON = {"reference": DEVICES, "cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 LIBRARY = torch.library.Library("dynkern", "DEF")

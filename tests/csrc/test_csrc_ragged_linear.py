@@ -1,4 +1,4 @@
-"""The CUDA body of ragged_linear on the CPU, held against the reference, and what nvcc makes of it."""
+"""The CUDA body of ragged_linear on the CPU against the reference, and what nvcc makes of it."""
 
 from __future__ import annotations
 

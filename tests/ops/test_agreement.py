@@ -55,7 +55,9 @@ def test_agrees_with_the_reference(label, backend, dtype, device):
     usable(label, backend, device)
     beyond = OPS[label].kernels[backend].beyond
     if beyond is not None and beyond(*samples(label)[0].to(device, dtype)):
-        with pytest.raises(BackendUnavailable, match=f"cannot run {label} .*{dtype}".replace("torch.", "")):
+        with pytest.raises(
+            BackendUnavailable, match=f"cannot run {label} .*{dtype}".replace("torch.", "")
+        ):
             call(label, backend, samples(label)[0], device, dtype)
         return
     for sample in samples(label, seed=random.randrange(10**6)):

@@ -1,4 +1,4 @@
-"""Compilers for tests of csrc: g++ for bodies that run on the CPU, nvcc for what it says of kernels."""
+"""Compilers for tests of csrc: g++ for bodies that run on the CPU, nvcc for what it reports."""
 
 from __future__ import annotations
 

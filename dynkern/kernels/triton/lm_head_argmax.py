@@ -48,7 +48,9 @@ def _tiles(
     for start in range(0, n_in, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         w = tl.load(w_rows + k[None, :], mask=(v[:, None] < vocab) & (k[None, :] < n_in), other=0.0)
-        x = tl.load(x_rows + k[:, None], mask=(k[:, None] < n_in) & (j[None, :] < n_rows), other=0.0)
+        x = tl.load(
+            x_rows + k[:, None], mask=(k[:, None] < n_in) & (j[None, :] < n_rows), other=0.0
+        )
         z = dot(w, x, z)
     z = tl.where(v[:, None] < vocab, z, float("-inf"))
     best = tl.max(z, 0)

@@ -104,7 +104,9 @@ def _skinny(
     for start in range(split * chunk, end, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         w = tl.load(w_rows + k[None, :], mask=(n[:, None] < n_out) & (k[None, :] < n_in), other=0.0)
-        x = tl.load(x_rows + k[:, None], mask=(k[:, None] < n_in) & (j[None, :] < n_rows), other=0.0)
+        x = tl.load(
+            x_rows + k[:, None], mask=(k[:, None] < n_in) & (j[None, :] < n_rows), other=0.0
+        )
         acc = dot(w, x, acc)
     if SPLITS > 1:
         group = row_tile * tl.num_programs(0) + tile
@@ -180,7 +182,9 @@ def _tall(
     acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for start in range(0, n_in, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
-        x = tl.load(x_rows + k[None, :], mask=(k[None, :] < n_in) & (j[:, None] < n_rows), other=0.0)
+        x = tl.load(
+            x_rows + k[None, :], mask=(k[None, :] < n_in) & (j[:, None] < n_rows), other=0.0
+        )
         w = tl.load(w_rows + k[:, None], mask=(n[None, :] < n_out) & (k[:, None] < n_in), other=0.0)
         acc = dot(x, w, acc)
     if bias_ptr is not None:

@@ -121,7 +121,7 @@ def _bypass(
 
 @triton.jit
 def store_gate(x, i, weight_ptr, bias_ptr, uniform_ptr, logits_ptr, keep_ptr, d, hidden):
-    """Logits of row i, rounded, and its keep bit: run > skip, or a uniform draw below its chance."""
+    """Logits of row i, rounded, and its keep bit: run > skip, or a uniform draw below its odds."""
     inside = d < hidden
     dtype: tl.constexpr = logits_ptr.dtype.element_ty
     skip_weight = tl.load(weight_ptr + d, mask=inside, other=0.0).to(tl.float32)
@@ -216,16 +216,16 @@ def residual_bypass_layer_norm(
     width = block(hidden)
     shape = {"NORM": norm, "BLOCK_D": width, "num_warps": tuning.row_warps(width)}
     if delta is not None and max(rows, capacity) <= tuning.SCANNED_ROWS:
-        _launch_bypass(h, delta, delta_rows, n_delta, weight, bias, row_index, n_active, y, shape, eps)
+        _launch_bypass(
+            h, delta, delta_rows, n_delta, weight, bias, row_index, n_active, y, shape, eps
+        )
         return y
     affine = weight, bias
     if delta is not None:
         delta = last_contiguous(delta)
         sums = h, delta, delta_rows, n_delta, *affine, len(delta), hidden, delta.stride(0), eps
         launch(_add, (len(delta),), *sums, **shape)
-    launch(
-        _norm, (capacity,), h, *affine, row_index, n_active, y, capacity, hidden, eps, **shape
-    )
+    launch(_norm, (capacity,), h, *affine, row_index, n_active, y, capacity, hidden, eps, **shape)
     return y
 
 
@@ -279,5 +279,8 @@ def _launch_bypass(
         n_deltas, stride = len(delta), delta.stride(0)
     lists = h, delta, delta_rows, n_delta, weight, bias, row_index, n_active, y
     sizes = n_deltas, len(row_index), h.shape[1], stride, eps
-    blocks = {"BLOCK_DELTAS": block(n_deltas or 1, 16), "BLOCK_ROWS": block(len(row_index) or 1, 16)}
+    blocks = {
+        "BLOCK_DELTAS": block(n_deltas or 1, 16),
+        "BLOCK_ROWS": block(len(row_index) or 1, 16),
+    }
     launch(_bypass, (len(h),), *lists, *gate, *sizes, **blocks, **shape)

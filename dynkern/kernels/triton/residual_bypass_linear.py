@@ -1,4 +1,4 @@
-"""residual_bypass_linear: y[j] = act(LN(h'[row_index[j]]) · weightᵀ + bias), h' = h with delta added.
+"""residual_bypass_linear: y[j] = act(LN(h'[row_index[j]]) · weightᵀ + bias), h' = h plus delta.
 
 h, h': [B, D]; delta: [C, D]; weight: [N, D]; y: [C', N]. Every program adds and norms its few rows
 for itself, which costs it one more read of them from L2, and no launch and no pass over y for the
@@ -156,7 +156,7 @@ def _bypass_linear(
     mean = tl.zeros((BLOCK_M,), dtype=tl.float32)
     scatter = tl.zeros((BLOCK_M,), dtype=tl.float32)
     if has_norm:
-        # one pass: means and squares about them, joined step by step, lose no digits to a large mean
+        # one pass: means and squares about them, joined step by step, lose nothing to a large mean
         for start in range(0, hidden, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)[:, None]
             inside = (k < hidden) & is_row
@@ -194,7 +194,9 @@ def _bypass_linear(
             if post:
                 normed = tl.where(ran[None, :], normed, x)
             x = tl.where(inside, normed, 0.0)
-        w = tl.load(w_rows + k[None, :], mask=(n[:, None] < n_out) & (k[None, :] < hidden), other=0.0)
+        w = tl.load(
+            w_rows + k[None, :], mask=(n[:, None] < n_out) & (k[None, :] < hidden), other=0.0
+        )
         acc = dot(w, x.to(dtype), acc)
     if SPLITS > 1:
         group = row_tile * tl.num_programs(0) + tile

@@ -293,9 +293,7 @@ def sample(
     if has_top_k or has_top_p:
         ranked = torch.empty((rows, vocab), dtype=torch.float32, device=logits.device)
         grid = rows, ceil_div(vocab, width)
-        launch(
-            _scores, grid, logits, seen, ranked, vocab, logits.stride(0), *softened, BLOCK=width
-        )
+        launch(_scores, grid, logits, seen, ranked, vocab, logits.stride(0), *softened, BLOCK=width)
     launch(
         _sample,
         (rows,),

@@ -50,7 +50,7 @@ def linear(rows: int, n_out: int, n_in: int, itemsize: int) -> Tile:
     programs = ceil_div(n_out, tile.outputs) * ceil_div(rows, tile.rows)
     # a split shorter than two steps of the loop has nothing to overlap
     most = max(1, n_in // (2 * tile.inputs))
-    splits = min(MAX_SPLITS, most, max(1, TARGET_PROGRAMS // programs))
+    splits = min(MAX_SPLITS, most, max(1, TARGET_PROGRAMS // max(1, programs)))
     splits = 1 << (splits.bit_length() - 1)
     return Tile(tile.rows, tile.outputs, tile.inputs, tile.num_warps, tile.num_stages, splits)
 
@@ -96,7 +96,9 @@ class PrefillAttention:
 def prefill_attention(block_size: int, itemsize: int) -> PrefillAttention:
     """block_size: the head size, padded to a power of two."""
     if itemsize == 4:
-        return PrefillAttention(32, 32, 4, 1) if block_size <= 64 else PrefillAttention(16, 16, 4, 1)
+        return (
+            PrefillAttention(32, 32, 4, 1) if block_size <= 64 else PrefillAttention(16, 16, 4, 1)
+        )
     if block_size <= 64:
         return PrefillAttention(128, 64, 8, 3)
     if block_size <= 128:
