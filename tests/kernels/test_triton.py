@@ -18,10 +18,11 @@ from support.samples import samples
 
 ROOT = Path(__file__).resolve().parents[2]
 AGREEMENT = "tests/ops/test_agreement.py"
+SMALL = "triton and agrees and (float32 or bfloat16)"
 # what a process runs, and the least number of tests in it
 RUNS = {
     "samples": ([AGREEMENT, "-k", "triton"], 50),
-    "small tiles": (["-p", "support.small_tiles", AGREEMENT, "-k", "triton and agrees"], 40),
+    "small tiles": (["-p", "support.small_tiles", AGREEMENT, "-k", SMALL], 26),
     "special": (["tests/kernels/interpreted_triton.py"], 34),
 }
 

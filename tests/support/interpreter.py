@@ -20,7 +20,20 @@ import triton.language as tl  # noqa: E402
 from triton.runtime import interpreter  # noqa: E402
 
 from dynkern.ops import backends  # noqa: E402
+from support import samples  # noqa: E402
 
+# a program takes about a millisecond: the samples keep their shapes and lose rows
+samples.ROWS = ((1, 1), (1, 0), (7, 3), (7, 7), (17, 11), (17, 0))
+_sample = samples.MAKERS["sample"]
+
+
+def _few_rows(make):
+    for sample in _sample(make):
+        sample.args = [a[:7] if isinstance(a, torch.Tensor) else a for a in sample.args]
+        yield sample
+
+
+samples.MAKERS["sample"] = _few_rows
 backends._RUNS_ON["triton"] = ("cpu", "cuda")
 # torch.empty is filled with NaN, and integers with their largest value
 torch.use_deterministic_algorithms(True)
