@@ -70,13 +70,17 @@ def launch(
 def tickets(like: Tensor, count: int) -> Tensor:
     """`count` int32 zeros on like's device, for groups of programs whose last one combines.
 
-    It leaves its ticket at zero. Programs of one stream run one launch after another and share
-    them; they are never freed, since a captured graph keeps the address.
+    It leaves its ticket at zero. Launches of one stream come one after another and share them, so
+    graphs captured on one stream must not be replayed at the same time. Never freed, since a graph
+    keeps the address. Raises RuntimeError where a stream captures before it has any: the zeros would
+    be written by that graph alone, and another one might run first.
     """
     device = like.device
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     held = _tickets.setdefault((device, stream), [])
     if not held or held[-1].numel() < count:
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("tickets: run the op once on the capturing stream, ahead of capture")
         held.append(torch.zeros(max(count, _TICKETS), dtype=torch.int32, device=device))
     return held[-1]
 
