@@ -72,8 +72,8 @@ def tickets(like: Tensor, count: int) -> Tensor:
 
     It leaves its ticket at zero. Launches of one stream come one after another and share them, so
     graphs captured on one stream must not be replayed at the same time. Never freed, since a graph
-    keeps the address. Raises RuntimeError where a stream captures before it has any: the zeros would
-    be written by that graph alone, and another one might run first.
+    keeps the address. Raises RuntimeError where a stream captures before it has any: the zeros
+    would be written by that graph alone, and another one might run first.
     """
     device = like.device
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
