@@ -145,7 +145,9 @@ def check_buffer(
 ) -> None:
     """Written entries by the table; all others bit for bit as they were, poison included."""
     got = got.cpu()
-    written = ~((base == before) | (base.isnan() & before.isnan()))
+    # by the truth as well: in 16 bits the reference may round to just what was there before
+    untouched = (base == before) & (true == before.double())
+    written = ~(untouched | (base.isnan() & before.isnan()))
     assert torch.equal(got[~written].nan_to_num(7.0), before[~written].nan_to_num(7.0)), sample.name
     if sample.exact:
         assert torch.equal(got[written], base[written]), sample.name

@@ -39,6 +39,7 @@ backends._RUNS_ON["triton"] = ("cpu", "cuda")
 torch.use_deterministic_algorithms(True)
 
 _convert_float = interpreter._convert_float
+_patch_tensor = interpreter._patch_lang_tensor
 _set_grid_dim = interpreter.InterpreterBuilder.set_grid_dim
 _set_grid_idx = interpreter.InterpreterBuilder.set_grid_idx
 
@@ -54,6 +55,12 @@ def _convert(values, from_dtype, to_dtype, rounding_mode):
     return _convert_float(values, from_dtype, to_dtype, rounding_mode)
 
 
+def _indexed(tensor, scope):
+    """Triton 3.6 takes a loop's bound from an array of one element, which numpy 2.4 refuses."""
+    _patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+
 def _shuffled_dim(builder, *dims):
     _set_grid_dim(builder, *dims)
     builder.order = list(range(dims[0] * dims[1] * dims[2]))
@@ -67,5 +74,6 @@ def _shuffled_idx(builder, x, y, z):
 
 
 interpreter._convert_float = _convert
+interpreter._patch_lang_tensor = _indexed
 interpreter.InterpreterBuilder.set_grid_dim = _shuffled_dim
 interpreter.InterpreterBuilder.set_grid_idx = _shuffled_idx

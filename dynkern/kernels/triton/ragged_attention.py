@@ -219,7 +219,7 @@ def ragged_attention_decode(
     positions = k_cache.shape[2]
     y = torch.empty((capacity, heads * head_size), dtype=q.dtype, device=q.device)
     width = block(head_size, 16)
-    plan = tuning.decode_attention(capacity, heads, positions, width)
+    plan = tuning.decode_attention(capacity, heads, positions, width, q.element_size())
     partial = ticket = None
     if plan.splits > 1:
         shape = capacity, heads, plan.splits, width + 2

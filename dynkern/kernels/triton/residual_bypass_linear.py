@@ -69,7 +69,7 @@ def _write_rows(
     programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
     d = tl.arange(0, BLOCK_D)
     for i in range(program, n_h, programs):
-        at = tl.to_tensor(i).to(tl.int64) * hidden + d
+        at = (tl.zeros((), dtype=tl.int64) + i) * hidden + d
         x = tl.load(h_ptr + at, mask=d < hidden, other=0.0).to(tl.float32)
         if delta_ptr is not None:
             slot = find(delta_rows_ptr, n_delta, i, tl.arange(0, BLOCK_DELTAS))

@@ -74,10 +74,12 @@ class DecodeAttention:
     num_warps: int = 4
 
 
-def decode_attention(rows: int, heads: int, positions: int, block_size: int) -> DecodeAttention:
+def decode_attention(
+    rows: int, heads: int, positions: int, block_size: int, itemsize: int
+) -> DecodeAttention:
     """block_size: the head size, padded to a power of two. positions: a lane's capacity."""
-    # a step loads 4096 elements of K and of V, 64 bytes each a thread; 8192 spill on sm_80
-    entries = min(128, max(16, 4096 // block_size))
+    # a step loads 8 KiB of K and of V, 64 bytes each a thread; twice as much spills on sm_80
+    entries = min(128, max(16, 8192 // (itemsize * block_size)))
     most = max(1, ceil_div(positions, 2 * entries))
     splits = min(MAX_SPLITS, most, max(1, TARGET_PROGRAMS // max(1, rows * heads)))
     return DecodeAttention(entries, 1 << (splits.bit_length() - 1))
