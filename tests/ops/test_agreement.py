@@ -137,7 +137,7 @@ def compare(sample: Sample, got: Tensor, base: Tensor, true: Tensor, how: How) -
     if backend == "reference" and dtype != torch.float64:
         assert_near(got.cpu(), true, dtype, least=float(sample.unit))
     else:
-        assert_as_good(got, base, true)
+        assert_as_good(got, base, true, least=float(sample.unit))
 
 
 def check_buffer(
