@@ -130,6 +130,20 @@ class Acceptance:
             rows.append(row)
         return {"cases": self._keep(rows), "too_large": too_large}
 
+    def single_ops(self) -> dict[str, Any]:
+        """Every kernel of decode's ops, checked and timed beside the reference."""
+        import torch
+
+        from bench.acceptance_ops import measure_op, op_cases
+
+        dtype, rows = torch.float32 if self.dry_run else torch.bfloat16, []
+        for case in op_cases(self.dry_run, self.device, dtype):
+            for row in measure_op(case, self.device, dtype, self.repeats):
+                if self.peaks is not None:
+                    row["share_of_copy"] = row["bytes_per_second"] / self.peaks.bandwidth
+                rows.append(row)
+        return {"cases": self._keep(rows)}
+
     def decode_pass(self) -> dict[str, Any]:
         """One decode pass of OPT-1.3B's shape at full, half and quarter depth."""
         from bench.acceptance_cases import measure_decode, random_engine
@@ -160,6 +174,7 @@ STEPS: dict[str, Callable[[Acceptance], dict[str, Any]]] = {
     "op_tests": Acceptance.op_tests,
     "peak_rates": Acceptance.peak_rates,
     "copy_forward": Acceptance.copy_forward,
+    "single_ops": Acceptance.single_ops,
     "decode_pass": Acceptance.decode_pass,
 }
 

@@ -1,5 +1,6 @@
 // The few names that device code takes from CUDA, so that g++ compiles and runs the same kernel
-// bodies on a CPU (tests/csrc/host_grid.h walks the grid there). No barriers, no shared memory.
+// bodies on a CPU (tests/csrc/host_grid.h walks the grid there). Lanes of a warp can exchange
+// values; no barriers, no shared memory.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +8,8 @@
 #ifdef __CUDACC__
 
 #define DYNKERN_DEVICE __device__ __forceinline__
+#define DYNKERN_UNROLL _Pragma("unroll")
+#define DYNKERN_UNROLL_TWICE _Pragma("unroll 2")
 
 namespace dynkern {
 
@@ -26,13 +29,28 @@ DYNKERN_DEVICE void store(uint8_t* at, T value) {
   *reinterpret_cast<T*>(at) = value;
 }
 
+// Lane ^ mask's value; all lanes of the warp must take part.
+DYNKERN_DEVICE float shuffle_xor(float value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+template <typename To, typename From>
+DYNKERN_DEVICE void copy_bits(To* to, const From* from) {
+  static_assert(sizeof(To) <= sizeof(From));
+  memcpy(to, from, sizeof(To));
+}
+
 }  // namespace dynkern
 
 #else
 
+#include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #define DYNKERN_DEVICE inline
+#define DYNKERN_UNROLL
+#define DYNKERN_UNROLL_TWICE
 
 namespace dynkern {
 
@@ -50,9 +68,19 @@ struct HostThread {
   int64_t accesses = 0;
   int64_t misaligned = 0;  // a fault on a GPU
   int64_t bytes = 0;
+  // set where threads may exchange values: gives a value away and waits for the other one
+  float (*exchange)(float value, int mask) = nullptr;
 };
 
 inline thread_local HostThread host_thread;
+
+inline float shuffle_xor(float value, int mask) { return host_thread.exchange(value, mask); }
+
+template <typename To, typename From>
+void copy_bits(To* to, const From* from) {
+  static_assert(sizeof(To) <= sizeof(From));
+  std::memcpy(to, from, sizeof(To));
+}
 
 inline Index3 block_index() { return host_thread.block; }
 inline Index3 thread_index() { return host_thread.thread; }

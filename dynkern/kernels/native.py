@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent.parent
 # csrc/common/abi.h says the same numbers
 CPU_ABI = 3
-CUDA_ABI = 1
+CUDA_ABI = 2
 
 
 class LibraryUnavailable(RuntimeError):
@@ -36,6 +36,22 @@ class _KvCopyForward(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n_lanes", "n_heads", "n_positions", "head_bytes")),
         *((name, ctypes.c_int64) for name in ("n_layers", "n_rows")),
     ]
+
+
+class _RaggedLinear(ctypes.Structure):
+    # csrc/cuda/ragged_linear.cuh
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "row_index", "n_active")),
+        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("capacity", "n_out", "n_in", "stride_x", "stride_w")),
+        *((name, ctypes.c_int32) for name in ("activation", "number")),
+    ]
+
+
+# csrc/cuda/ragged_linear.cuh
+RAGGED_LINEAR_ROWS = 8
+_ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
+_NUMBERS = {"torch.float32": 0, "torch.bfloat16": 1, "torch.float16": 2}
 
 
 def build_info() -> dict[str, Any] | None:
@@ -87,6 +103,11 @@ def bind_cuda(library: ctypes.CDLL) -> ctypes.CDLL:
     library.dynkern_cuda_device_count.argtypes = [ctypes.POINTER(ctypes.c_int)]
     library.dynkern_cuda_kv_copy_forward.argtypes = [
         ctypes.POINTER(_KvCopyForward),
+        ctypes.c_int,
+        ctypes.c_void_p,
+    ]
+    library.dynkern_cuda_ragged_linear.argtypes = [
+        ctypes.POINTER(_RaggedLinear),
         ctypes.c_int,
         ctypes.c_void_p,
     ]
@@ -287,3 +308,68 @@ def kv_copy_forward_cuda(
     error = library.dynkern_cuda_kv_copy_forward(ctypes.byref(arguments), device.index, stream)
     if error:
         raise RuntimeError(f"kv_copy_forward: CUDA: {_cuda_error(library, error)}")
+
+
+def ragged_linear_cuda_refuses(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    n_active: Tensor | None,
+    activation: str,
+) -> str | None:
+    """Why the CUDA kernel does not take a call of ragged_linear, or None."""
+    rows = len(x if row_index is None else row_index)
+    if rows > RAGGED_LINEAR_ROWS:
+        return f"got {rows} rows, expected up to {RAGGED_LINEAR_ROWS}"
+    if str(x.dtype) not in _NUMBERS:
+        return f"got {x.dtype}, expected float32, bfloat16 or float16"
+    return None
+
+
+def _ragged_linear_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    n_active: Tensor | None,
+    activation: str,
+    out: Tensor,
+) -> _RaggedLinear:
+    """The C struct of one call; raises ValueError on what raw pointers would not survive."""
+    tensors = {"weight": weight, "bias": bias, "row_index": row_index, "n_active": n_active}
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(f"{name}: got a tensor on {tensor.device}, expected one on {x.device}")
+    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("row_index", row_index)):
+        if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+            raise ValueError(f"{name}: got strides {tensor.stride()}, expected the last to be 1")
+    pointers = (None if t is None else t.data_ptr() for t in (x, *tensors.values(), out))
+    sizes = len(out), *weight.shape, x.stride(0), weight.stride(0)
+    return _RaggedLinear(*pointers, *sizes, _ACTIVATIONS[activation], _NUMBERS[str(x.dtype)])
+
+
+def ragged_linear_cuda(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_index: Tensor | None,
+    n_active: Tensor | None,
+    activation: str,
+) -> Tensor:
+    """The op ragged_linear (ops/ragged_linear.py) for up to RAGGED_LINEAR_ROWS rows.
+
+    Tensors of one CUDA device, on its current stream; float32, bfloat16 or float16. Raises
+    ValueError on other tensors, RuntimeError when CUDA refuses.
+    """
+    import torch
+
+    x, weight = (t if t.stride(-1) == 1 else t.contiguous() for t in (x, weight))
+    rows, device = len(x if row_index is None else row_index), x.device
+    out = torch.empty((rows, weight.shape[0]), dtype=x.dtype, device=device)
+    arguments = _ragged_linear_arguments(x, weight, bias, row_index, n_active, activation, out)
+    library, stream = cuda_library(), torch.cuda.current_stream(device).cuda_stream
+    error = library.dynkern_cuda_ragged_linear(ctypes.byref(arguments), device.index, stream)
+    if error:
+        raise RuntimeError(f"ragged_linear: CUDA: {_cuda_error(library, error)}")
+    return out

@@ -9,6 +9,8 @@ from dynkern.ops.lm_head_argmax import lm_head_argmax
 from dynkern.ops.ragged_attention import ragged_attention_decode, ragged_attention_prefill
 from dynkern.ops.ragged_linear import ragged_linear
 from dynkern.ops.residual_bypass_layer_norm import residual_bypass_layer_norm
+from dynkern.ops.residual_bypass_layer_norm_gate import residual_bypass_layer_norm_gate
+from dynkern.ops.residual_bypass_linear import residual_bypass_linear
 from dynkern.ops.route_compact import route_compact
 from dynkern.ops.sample import sample
 
@@ -24,6 +26,8 @@ __all__ = [
     "ragged_attention_prefill",
     "ragged_linear",
     "residual_bypass_layer_norm",
+    "residual_bypass_layer_norm_gate",
+    "residual_bypass_linear",
     "route_compact",
     "sample",
     "use_backend",

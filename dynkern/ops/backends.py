@@ -17,12 +17,16 @@ from typing import Any
 
 import torch
 
+from dynkern.kernels import triton as triton_kernels
+
 logger = logging.getLogger("dynkern")
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 DEVICES = ("cpu", "cuda")
 # what "auto" tries on each device, best first
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+# CUDA C++ is chosen only where it was measured faster than Triton; by name it can always be had
+_UNMEASURED = {("ragged_linear", "cuda")}
 _RUNS_ON = {"reference": DEVICES, "cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 LIBRARY = torch.library.Library("dynkern", "DEF")
 
@@ -42,6 +46,13 @@ class Kernel:
     function: Callable[..., Any]
     missing: Callable[[], str | None] = lambda: None
     refuses: Callable[..., str | None] | None = None
+
+
+def triton_kernel(name: str, function: str | None = None, any_dtype: bool = False) -> Kernel:
+    """`function` (default: `name`) of kernels/triton/<name>.py. any_dtype: float64 as well."""
+    launcher = triton_kernels.launcher(name, function)
+    refuses = None if any_dtype else triton_kernels.refuses
+    return Kernel(launcher, triton_kernels.missing, refuses)
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,8 @@ def _taker(op: Op, device: str, why: str, args: Any, kwargs: Any) -> Kernel:
         raise BackendUnavailable(
             f"backend {chosen!r} cannot run this {op.label}: {why}; use 'auto'"
         )
+    # calls differ, and one that wants a gradient is nothing to be warned of
+    _tell(f"{op.label}: {chosen}: {why}", logging.INFO)
     order = _PREFERENCE[device]
     for backend in order[order.index(chosen) + 1 :]:
         if _obstacle(op, device, backend) is None:
@@ -129,6 +142,12 @@ def _taker(op: Op, device: str, why: str, args: Any, kwargs: Any) -> Kernel:
             if kernel.refuses is None or kernel.refuses(*args, **kwargs) is None:
                 return kernel
     raise BackendUnavailable(f"no backend runs this {op.label} on {device}: {chosen}: {why}")
+
+
+def _tell(note: str, level: int = logging.WARNING) -> None:
+    if note not in _told:
+        _told.add(note)
+        logger.log(level, "%s; falling back", note)
 
 
 def requested_backend() -> str:
@@ -191,14 +210,15 @@ def _automatic(op: Op, device: str) -> Choice:
     passed_over = []
     for backend in _PREFERENCE[device]:
         obstacle = _obstacle(op, device, backend)
-        if obstacle is None:
-            reason = "; ".join(passed_over) or "first choice"
-            return Choice(backend, reason, op.kernels[backend])
-        passed_over.append(f"{backend}: {obstacle}")
-        # a kernel that does not exist is no news; one that exists and cannot run is
-        if backend in op.kernels and (note := f"{op.label}: {passed_over[-1]}") not in _told:
-            _told.add(note)
-            logger.warning("%s; falling back", note)
+        is_unmeasured = (op.name, backend) in _UNMEASURED
+        if obstacle is None and not is_unmeasured:
+            kernel, reason = op.kernels[backend], "; ".join(passed_over) or "first choice"
+            return Choice(backend, reason, kernel)
+        passed_over.append(f"{backend}: {obstacle or 'not measured against triton yet'}")
+        # a kernel that does not exist is no news, nor one passed over by rule; one that exists and
+        # cannot run is
+        if backend in op.kernels and not is_unmeasured:
+            _tell(f"{op.label}: {passed_over[-1]}")
     raise BackendUnavailable(f"no backend runs {op.label} on {device}: {'; '.join(passed_over)}")
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from dynkern.kernels import native
 from dynkern.kernels.cpu.rule import refusal
 from dynkern.kernels.reference.kv_copy_forward import kv_copy_forward as reference
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_shape
 
 
@@ -38,6 +38,7 @@ _op = define_op(
         native.cpu_missing,
         refusal(native.kv_copy_forward_cpu, contiguous="k_cache v_cache lane source"),
     ),
+    triton=triton_kernel("kv_copy_forward", any_dtype=True),
     cuda=Kernel(native.kv_copy_forward_cuda, native.cuda_missing),
 )
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from dynkern.kernels import native
 from dynkern.kernels.cpu import kv_project as cpu
 from dynkern.kernels.reference.kv_project import kv_project as reference
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -39,6 +39,7 @@ _op = define_op(
     fake=_fake,
     reference=reference,
     cpu=Kernel(cpu.kv_project, native.cpu_missing, cpu.refuses),
+    triton=triton_kernel("ragged_linear", "kv_project"),
 )
 
 

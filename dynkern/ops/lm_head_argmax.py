@@ -8,7 +8,7 @@ from torch import Tensor
 from dynkern.kernels import native
 from dynkern.kernels.cpu import lm_head_argmax as cpu
 from dynkern.kernels.reference.lm_head_argmax import lm_head_argmax as reference
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -36,6 +36,7 @@ _op = define_op(
     fake=_fake,
     reference=reference,
     cpu=Kernel(cpu.lm_head_argmax, native.cpu_missing, cpu.refuses),
+    triton=triton_kernel("lm_head_argmax"),
 )
 
 

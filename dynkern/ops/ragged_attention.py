@@ -13,7 +13,7 @@ from dynkern.kernels.reference.ragged_attention import (
 from dynkern.kernels.reference.ragged_attention import (
     ragged_attention_prefill as prefill_reference,
 )
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 
@@ -37,6 +37,7 @@ _prefill = define_op(
     fake=_fake_prefill,
     reference=prefill_reference,
     cpu=Kernel(cpu.ragged_attention_prefill, native.cpu_missing, cpu.prefill_refuses),
+    triton=triton_kernel("ragged_attention", "ragged_attention_prefill"),
 )
 
 
@@ -80,6 +81,7 @@ _decode = define_op(
     fake=_fake_decode,
     reference=decode_reference,
     cpu=Kernel(cpu.ragged_attention_decode, native.cpu_missing, cpu.decode_refuses),
+    triton=triton_kernel("ragged_attention", "ragged_attention_decode"),
 )
 
 

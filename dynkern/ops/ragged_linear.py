@@ -7,7 +7,7 @@ from torch import Tensor
 from dynkern.kernels import native
 from dynkern.kernels.cpu import ragged_linear as cpu
 from dynkern.kernels.reference.ragged_linear import ragged_linear as reference
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 ACTIVATIONS = ("none", "relu", "gelu")
@@ -39,6 +39,8 @@ _op = define_op(
     fake=_fake,
     reference=reference,
     cpu=Kernel(cpu.ragged_linear, native.cpu_missing, cpu.refuses),
+    triton=triton_kernel("ragged_linear"),
+    cuda=Kernel(native.ragged_linear_cuda, native.cuda_missing, native.ragged_linear_cuda_refuses),
 )
 
 

@@ -9,7 +9,7 @@ from dynkern.kernels.cpu import residual_bypass_layer_norm as cpu
 from dynkern.kernels.reference.residual_bypass_layer_norm import (
     residual_bypass_layer_norm as reference,
 )
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_rows, expect_shape
 
 NORMS = ("pre", "post", "none")
@@ -44,6 +44,7 @@ _op = define_op(
     fake=_fake,
     reference=reference,
     cpu=Kernel(cpu.residual_bypass_layer_norm, native.cpu_missing, cpu.refuses),
+    triton=triton_kernel("residual_bypass_layer_norm"),
 )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from dynkern.kernels import native
 from dynkern.kernels.cpu import route_compact as cpu
 from dynkern.kernels.reference.route_compact import route_compact as reference
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_shape
 
 
@@ -30,6 +30,7 @@ _op = define_op(
     fake=_fake,
     reference=reference,
     cpu=Kernel(cpu.route_compact, native.cpu_missing, cpu.refuses),
+    triton=triton_kernel("route_compact", any_dtype=True),
 )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from dynkern.kernels import native
 from dynkern.kernels.cpu import sample as cpu
 from dynkern.kernels.reference.sample import sample as reference
-from dynkern.ops.backends import Kernel, define_op
+from dynkern.ops.backends import Kernel, define_op, triton_kernel
 from dynkern.ops.checks import expect_dtype, expect_shape
 
 
@@ -44,6 +44,7 @@ _op = define_op(
     fake=_fake,
     reference=reference,
     cpu=Kernel(cpu.sample, native.cpu_missing, cpu.refuses),
+    triton=triton_kernel("sample"),
 )
 
 

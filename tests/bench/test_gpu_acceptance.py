@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = "environment,peak_rates,copy_forward,decode_pass"
+OPS = ("ragged", "residual", "lm_head")
+STEPS = "environment,peak_rates,copy_forward,single_ops,decode_pass"
 
 
 def acceptance(*words: str) -> subprocess.CompletedProcess:
@@ -37,7 +38,11 @@ def test_dry_run(tmp_path):
     )
     with (tmp_path / "gpu.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6 + 6 and {row["dry_run"] for row in rows} == {"1"}
+    singles = [row for row in rows if row["case"].endswith(" reference")]
+    # 7 ops for each of two row counts; ops may have CPU kernels beside the reference
+    assert len(singles) == 2 * 7 and all(float(row["bytes"]) > 0 for row in singles)
+    others = [row for row in rows if not row["case"].startswith(OPS)]
+    assert len(others) == 6 + 6 and {row["dry_run"] for row in rows} == {"1"}
     assert all(float(row["seconds"]) > 0 and row["commit"] and row["device"] for row in rows)
     copies = [row for row in rows if row["case"].startswith("kv_copy_forward")]
     # one row, early exit at half of 4 layers: 2 layers x K and V x (read, write) x 2 heads x 32 B
@@ -63,7 +68,7 @@ def test_a_spent_budget_skips_the_rest(tmp_path):
     done = acceptance("--output", str(tmp_path), "--dry-run", "--minutes", "0")
     assert done.returncode == 1
     steps = json.loads((tmp_path / "report.json").read_text())["steps"]
-    assert len(steps) == 6 and {s["status"] for s in steps.values()} == {"skipped"}
+    assert len(steps) == 7 and {s["status"] for s in steps.values()} == {"skipped"}
 
 
 @pytest.mark.parametrize(

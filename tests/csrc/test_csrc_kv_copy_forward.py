@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import random
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dynkern.kernels import native
+from support.compilers import compile_library, nvcc
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -84,17 +83,6 @@ def make_case(
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.view(BITS[tensor.dtype])
-
-
-def compile_library(sources: list[Path], output: Path) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no g++ to compile csrc with")
-    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    command = [compiler, *flags, "-Werror", *map(str, sources), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(output))
 
 
 @pytest.fixture(scope="session")
@@ -300,14 +288,6 @@ def test_wrong_tensors_raise_before_the_kernel():
             native.kv_copy_forward_cpu(*bad)
     with pytest.raises(ValueError, match="k_cache: got a tensor on cpu, expected one on cuda"):
         native.kv_copy_forward_cuda(k, v, lane, source, position)
-
-
-def nvcc() -> str:
-    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    path = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
-    if path is None:
-        pytest.skip("no nvcc to compile csrc/cuda with")
-    return path
 
 
 @pytest.mark.parametrize("arch", ["80", "90"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shutil
 import subprocess
 import tempfile
@@ -55,3 +57,22 @@ def need_sanitizer(compiler: str, name: str) -> None:
     """Skips the test where the compiler lacks this sanitizer, or its programs do not run."""
     if refusal := _sanitizer_refusal(compiler, name):
         pytest.skip(f"{Path(compiler).name} has no -fsanitize={name}: {refusal}")
+
+
+def compile_library(sources: list[Path], output: Path) -> ctypes.CDLL:
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no g++ to compile csrc with")
+    flags = ["-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+    command = [compiler, *flags, "-Werror", *map(str, sources), "-o", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(output))
+
+
+def nvcc() -> str:
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    path = shutil.which("nvcc") or shutil.which(f"{home}/bin/nvcc")
+    if path is None:
+        pytest.skip("no nvcc to compile csrc/cuda with")
+    return path

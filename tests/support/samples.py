@@ -19,7 +19,7 @@ NAN = float("nan")
 @dataclass
 class Sample:
     """args: the op's arguments. mutated: places in args that are written. rows: how many leading
-    entries of each output are specified (None: all).
+    entries of each output are specified (None: all). whole: places of outputs that always are.
     """
 
     name: str
@@ -30,6 +30,14 @@ class Sample:
     exact: bool = False
     # outputs are probabilities and the like: errors count against 1, however small the outputs
     unit: bool = False
+    whole: tuple[int, ...] = ()
+
+    def specified(self, outputs: list[Tensor]) -> list[Tensor]:
+        """The entries of each output that the contract specifies."""
+        return [
+            output if self.rows is None or place in self.whole else output[: self.rows]
+            for place, output in enumerate(outputs)
+        ]
 
     def to(self, device: str | torch.device, dtype: torch.dtype) -> list[Any]:
         """Fresh copies of the arguments; floats in `dtype`."""
@@ -136,6 +144,27 @@ def _residual_bypass_layer_norm(make: _Maker) -> Iterator[Sample]:
                 mutated=(0,),
                 rows=n,
             )
+
+
+def _residual_bypass_layer_norm_gate(make: _Maker) -> Iterator[Sample]:
+    for sample in _residual_bypass_layer_norm(make):
+        if sample.rows in (0, 1, 3, 20):
+            rows, hidden = sample.args[0].shape
+            # away from 1/2, where rounding decides: these draws follow clear logits only
+            uniform = make.integers(2, rows).double() * 0.999 if sample.rows == 3 else None
+            gate = make.normal(2, hidden, scale=hidden**-0.5), make.normal(2), uniform
+            sample.args += gate
+            sample.whole = (1, 2)
+            yield sample
+
+
+def _residual_bypass_linear(make: _Maker) -> Iterator[Sample]:
+    for place, sample in enumerate(_residual_bypass_layer_norm(make)):
+        hidden, outputs = sample.args[0].shape[1], (111, 33)[place % 2]
+        weight = make.normal(outputs, hidden, scale=hidden**-0.5)
+        bias = make.normal(outputs) if place % 3 else None
+        sample.args += [weight, bias, ("none", "relu", "gelu")[place % 3]]
+        yield Sample(sample.name, sample.args, rows=sample.rows, whole=(0,))
 
 
 def _ragged_linear(make: _Maker) -> Iterator[Sample]:
@@ -294,6 +323,8 @@ MAKERS: dict[str, Callable[[_Maker], Iterator[Sample]]] = {
     "embed": _embed,
     "route_compact": _route_compact,
     "residual_bypass_layer_norm": _residual_bypass_layer_norm,
+    "residual_bypass_layer_norm.gate": _residual_bypass_layer_norm_gate,
+    "residual_bypass_linear": _residual_bypass_linear,
     "ragged_linear": _ragged_linear,
     "ragged_attention.prefill": _ragged_attention_prefill,
     "ragged_attention.decode": _ragged_attention_decode,
