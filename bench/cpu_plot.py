@@ -17,6 +17,8 @@ from matplotlib import pyplot  # noqa: E402
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPE = "125m"
+# engines of a run that is worth showing
+ENOUGH = 4
 ENGINES = {
     "hf-bfloat16": ("HF eager bf16", "#bdbdbd"),
     "ctranslate2-int8": ("CTranslate2 int8", "#d9b38c"),
@@ -36,8 +38,9 @@ def latest(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def fullest_runs(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Of each batch size the last run that compared most engines: those that were not measured in
-    turn must not stand side by side.
+    """Of each batch size the last run that compared ENOUGH engines, else that which compared most.
+
+    Engines that were not measured in turn must not stand side by side.
     """
     runs: dict[str, list[list[dict[str, str]]]] = {}
     last = None
@@ -47,7 +50,11 @@ def fullest_runs(rows: list[dict[str, str]]) -> list[dict[str, str]]:
             own.append([])
         own[-1].append(row)
         last = row["batch"]
-    return [row for own in runs.values() for row in max(reversed(own), key=len)]
+    return [
+        row
+        for own in runs.values()
+        for row in max(reversed(own), key=lambda run: min(len(run), ENOUGH))
+    ]
 
 
 def draw(rows: list[dict[str, str]], target: Path) -> None:

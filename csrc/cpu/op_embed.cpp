@@ -1,3 +1,4 @@
+#include "guard.h"
 #include "op_common.h"
 
 namespace dynkern {
@@ -48,5 +49,5 @@ bool embed_op(const EmbedOp& args, Fault* fault) {
 }  // namespace dynkern
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_embed(const dynkern::EmbedOp* args, dynkern::Fault* fault) {
-  return dynkern::embed_op(*args, fault) ? 0 : 1;
+  return dynkern::guarded([&]() -> int64_t { return dynkern::embed_op(*args, fault) ? 0 : 1; });
 }

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "guard.h"
 #include "op_common.h"
 
 namespace dynkern {
@@ -57,6 +58,8 @@ void gate_op(const GateOp& args) {
 }  // namespace dynkern
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_gate(const dynkern::GateOp* args, dynkern::Fault*) {
-  dynkern::gate_op(*args);
-  return 0;
+  return dynkern::guarded([&]() -> int64_t {
+    dynkern::gate_op(*args);
+    return 0;
+  });
 }

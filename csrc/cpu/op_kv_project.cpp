@@ -1,3 +1,4 @@
+#include "guard.h"
 #include "op_common.h"
 
 namespace dynkern {
@@ -59,5 +60,6 @@ bool kv_project_op(const KvProjectOp& args, Fault* fault) {
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_kv_project(const dynkern::KvProjectOp* args,
                                                  dynkern::Fault* fault) {
-  return dynkern::kv_project_op(*args, fault) ? 0 : 1;
+  return dynkern::guarded(
+      [&]() -> int64_t { return dynkern::kv_project_op(*args, fault) ? 0 : 1; });
 }

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "guard.h"
 #include "op_common.h"
 
 namespace dynkern {
@@ -40,5 +41,6 @@ bool lm_head_argmax_op(const LmHeadArgmaxOp& args, Fault* fault) {
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_lm_head_argmax(const dynkern::LmHeadArgmaxOp* args,
                                                      dynkern::Fault* fault) {
-  return dynkern::lm_head_argmax_op(*args, fault) ? 0 : 1;
+  return dynkern::guarded(
+      [&]() -> int64_t { return dynkern::lm_head_argmax_op(*args, fault) ? 0 : 1; });
 }

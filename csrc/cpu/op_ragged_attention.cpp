@@ -1,3 +1,4 @@
+#include "guard.h"
 #include "op_common.h"
 
 namespace dynkern {
@@ -127,10 +128,10 @@ bool decode_op(const AttentionDecodeOp& args, Fault* fault) {
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_ragged_attention_prefill(
     const dynkern::AttentionPrefillOp* args, dynkern::Fault* fault) {
-  return dynkern::prefill_op(*args, fault) ? 0 : 1;
+  return dynkern::guarded([&]() -> int64_t { return dynkern::prefill_op(*args, fault) ? 0 : 1; });
 }
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_ragged_attention_decode(
     const dynkern::AttentionDecodeOp* args, dynkern::Fault* fault) {
-  return dynkern::decode_op(*args, fault) ? 0 : 1;
+  return dynkern::guarded([&]() -> int64_t { return dynkern::decode_op(*args, fault) ? 0 : 1; });
 }

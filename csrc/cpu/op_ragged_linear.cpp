@@ -1,3 +1,4 @@
+#include "guard.h"
 #include "op_common.h"
 
 namespace dynkern {
@@ -38,5 +39,6 @@ bool ragged_linear_op(const RaggedLinearOp& args, Fault* fault) {
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_ragged_linear(const dynkern::RaggedLinearOp* args,
                                                     dynkern::Fault* fault) {
-  return dynkern::ragged_linear_op(*args, fault) ? 0 : 1;
+  return dynkern::guarded(
+      [&]() -> int64_t { return dynkern::ragged_linear_op(*args, fault) ? 0 : 1; });
 }

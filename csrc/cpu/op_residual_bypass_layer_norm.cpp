@@ -1,5 +1,6 @@
 #include <vector>
 
+#include "guard.h"
 #include "op_common.h"
 
 namespace dynkern {
@@ -121,8 +122,10 @@ class ResidualBypass {
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_residual_bypass_layer_norm(
     const dynkern::ResidualBypassLayerNormOp* args, dynkern::Fault* fault) {
-  dynkern::ResidualBypass op(*args);
-  if (!op.check(fault)) return 1;
-  op.run();
-  return 0;
+  return dynkern::guarded([&]() -> int64_t {
+    dynkern::ResidualBypass op(*args);
+    if (!op.check(fault)) return 1;
+    op.run();
+    return 0;
+  });
 }

@@ -1,3 +1,4 @@
+#include "guard.h"
 #include "op_common.h"
 
 namespace dynkern {
@@ -50,5 +51,5 @@ bool sample_op(const SampleOp& args, Fault* fault) {
 }  // namespace dynkern
 
 DYNKERN_EXPORT int64_t dynkern_cpu_op_sample(const dynkern::SampleOp* args, dynkern::Fault* fault) {
-  return dynkern::sample_op(*args, fault) ? 0 : 1;
+  return dynkern::guarded([&]() -> int64_t { return dynkern::sample_op(*args, fault) ? 0 : 1; });
 }

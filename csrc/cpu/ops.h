@@ -5,7 +5,7 @@
 // a field says otherwise; sums are float32. A matrix may have its rows apart: `x_stride` elements
 // between rows of x, each row contiguous. Other arrays are contiguous. A count (`n_active`) is one
 // int32 or null for all rows; rows of an output from it on are not touched. Every function checks
-// its indices first: it returns 0, or 1 with `fault` set and nothing written.
+// its indices first: it returns 0, or 1 with `fault` set and nothing written, or kNoMemory.
 #pragma once
 
 #include <cstdint>

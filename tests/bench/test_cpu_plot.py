@@ -24,6 +24,10 @@ def test_engines_of_different_runs_do_not_stand_side_by_side():
     first = [row("1", "a", "1"), row("1", "b", "1"), row("8", "a", "1")]
     second = [row("1", "a", "2"), row("8", "a", "2"), row("8", "b", "2")]
     assert cpu_plot.fullest_runs([*first, *second]) == [*first[:2], *second[1:]]
+    fours = [[row("1", name, seconds) for name in "abcd"] for seconds in "34"]
+    fives = [row("1", name, "5") for name in "abcde"]
+    runs = [*fives, *fours[0], *first, *fours[1], *second]
+    assert cpu_plot.fullest_runs(runs)[:4] == fours[1]
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):

@@ -32,6 +32,7 @@ SCRIPT = """
 import ctypes, sys
 import torch
 from dynkern.llm import LLM
+from dynkern.ops import ragged_linear, use_backend
 
 gone = ctypes.c_int.in_dll(ctypes.CDLL(None), "memory_is_gone")
 executor = LLM(sys.argv[1], backend="cpu").engine.executor
@@ -49,6 +50,11 @@ hidden = executor.prefill([[5, 6, 7], [8]]).hidden
 attempt(lambda: executor.head.argmax(hidden, None))
 token = executor.head.argmax(hidden, None)[0]
 print(torch.equal(token, executor.head.logits(hidden, None).argmax(-1)))
+# wider than what was kept of the passes
+x, weight = torch.randn(2000, 300), torch.randn(70, 300)
+with use_backend("cpu"):
+    attempt(lambda: ragged_linear(x, weight))
+    print(torch.allclose(ragged_linear(x, weight), x @ weight.T, atol=1e-3))
 """
 
 
@@ -82,6 +88,8 @@ def test_python_raises_memory_error_and_goes_on(tmp_path):
     assert done.stdout.splitlines() == [
         "prefill of 4 tokens in 2 prompts: out of memory",
         "LM head over 2 rows: out of memory",
+        "True",
+        "ragged_linear: out of memory",
         "True",
     ]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynkern.kernels import native
-from dynkern.kernels.native_engine import DTYPES
+from dynkern.kernels.native_engine import DTYPES, check_memory
 
 _PTR, _I64, _F64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
 
@@ -151,9 +151,9 @@ def _function(name: str) -> Any:
 
 
 def call(name: str, arguments: ctypes.Structure) -> None:
-    """Run dynkern_cpu_op_<name>. ValueError, one line, on an index out of range."""
+    """Run dynkern_cpu_op_<name>. ValueError, one line, on an index out of range; MemoryError."""
     fault = Fault()
-    if not _function(name)(ctypes.byref(arguments), ctypes.byref(fault)):
+    if not check_memory(_function(name)(ctypes.byref(arguments), ctypes.byref(fault)), name):
         return
     argument = fault.argument.decode()
     if fault.low > fault.high:
