@@ -121,7 +121,8 @@ def measure_op(
             error = float((got - true).abs().max() / size)
             if not error <= ALLOWED[dtype]:
                 raise AssertionError(f"{case.op} {case.name}, {case.rows} rows: {backend}: {error}")
-            times = time_op(lambda: op.torch_op(*args), device, repeats)
+            timed = _copied(args)
+            times = time_op(lambda timed=timed: op.torch_op(*timed), device, repeats)
         rows.append(
             {
                 "case": f"{case.op} {case.name} {backend}",

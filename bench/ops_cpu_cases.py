@@ -98,14 +98,40 @@ def _route_compact(size: Sizes, dtype: torch.dtype, rows: int) -> Iterator[Case]
     yield Case("route_compact", "", lambda: ops.route_compact(keep), 5 * keep.numel())
 
 
-def _bypass(size: Sizes, dtype: torch.dtype, rows: int) -> Iterator[Case]:
+def _bypass_arguments(size: Sizes, dtype: torch.dtype, rows: int) -> list[Tensor | None]:
+    """Arguments of the residual bypass and its norm, up to n_active."""
     h, delta = (torch.randn(rows, size.hidden).to(dtype) for _ in range(2))
     weight, bias = (torch.randn(size.hidden).to(dtype) for _ in range(2))
     delta.mul_(1e-3)  # h takes it again and again
     index = torch.randperm(rows).to(I32)
+    return [h, delta, index, None, weight, bias, index, None]
+
+
+def _bypass_gate(size: Sizes, dtype: torch.dtype, rows: int) -> Iterator[Case]:
+    args = _bypass_arguments(size, dtype, rows)
+    weight, bias = torch.randn(2, size.hidden).to(dtype), torch.randn(2).to(dtype)
+    run = lambda: ops.residual_bypass_layer_norm_gate(*args, "pre", 1e-5, weight, bias)  # noqa: E731
+    flops = 4 * rows * size.hidden
+    yield Case("residual_bypass_layer_norm.gate", "", run, 4 * args[0].nbytes, flops)
+
+
+def _bypass_linear(size: Sizes, dtype: torch.dtype, rows: int) -> Iterator[Case]:
+    args, d, f = _bypass_arguments(size, dtype, rows), size.hidden, size.ffn
+    weights, bias = _weights(size, dtype, f, d), torch.randn(f).to(dtype)
 
     def run() -> Tensor:
-        return ops.residual_bypass_layer_norm(h, delta, index, None, weight, bias, index, None)
+        return ops.residual_bypass_linear(*args, "pre", 1e-5, next(weights), bias, "relu")[1]
+
+    moved = (f * d + rows * (f + 4 * d)) * bias.element_size()
+    yield Case("residual_bypass_linear", "fc1", run, moved, 2 * f * d * rows)
+
+
+def _bypass(size: Sizes, dtype: torch.dtype, rows: int) -> Iterator[Case]:
+    args = _bypass_arguments(size, dtype, rows)
+    h = args[0]
+
+    def run() -> Tensor:
+        return ops.residual_bypass_layer_norm(*args)
 
     yield Case("residual_bypass_layer_norm", "", run, 4 * h.nbytes)
 
@@ -194,6 +220,8 @@ CASES: dict[str, Callable[[Sizes, torch.dtype, int], Iterator[Case]]] = {
     "embed": _embed,
     "route_compact": _route_compact,
     "residual_bypass_layer_norm": _bypass,
+    "residual_bypass_layer_norm.gate": _bypass_gate,
+    "residual_bypass_linear": _bypass_linear,
     "ragged_linear": _linear,
     "ragged_attention.prefill": _prefill,
     "ragged_attention.decode": _decode,

@@ -135,13 +135,13 @@ def test_numbers_convert_as_torch_converts_them(library, number, dtype):
     assert bool((equal | (got.isnan() & expected.isnan())).all())
 
 
-def test_more_rows_or_other_dtypes_are_beyond_it():
+def test_more_rows_or_other_dtypes_are_refused():
     args = drawn(9, 8, 8, torch.float32)
-    assert native.ragged_linear_cuda_beyond(*args) == "got 9 rows, expected up to 8"
+    assert native.ragged_linear_cuda_refuses(*args) == "got 9 rows, expected up to 8"
     index = torch.zeros(8, dtype=torch.int32)
-    assert native.ragged_linear_cuda_beyond(*args[:3], index, None, "none") is None
+    assert native.ragged_linear_cuda_refuses(*args[:3], index, None, "none") is None
     double = [a.double() if isinstance(a, Tensor) else a for a in drawn(1, 8, 8, torch.float32)]
-    assert "torch.float64, expected float32" in native.ragged_linear_cuda_beyond(*double)
+    assert "torch.float64, expected float32" in native.ragged_linear_cuda_refuses(*double)
 
 
 @pytest.mark.parametrize("arch", ["80", "90"])
