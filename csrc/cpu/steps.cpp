@@ -76,7 +76,7 @@ Best best_of_panels(const HeadPart* parts, int64_t n_panels, int64_t m, int64_t 
   for (int64_t p = 0; p < n_panels; ++p) {
     const HeadPart& part = parts[p * m];
     if (part.top > b.top) {
-      // a larger top always carries its token and second: no panel before it was as large
+      // a panel without a token is beaten by a later one, which then brings its own
       b.second = std::max(b.top, part.second);
       b.top = part.top, b.token = part.token;
     } else {
