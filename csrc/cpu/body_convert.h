@@ -45,11 +45,10 @@ inline void widen(const void* src, int64_t dtype, int64_t n, float* dst) {
 }
 
 template <class T>
-void narrow_as(const float* src, int64_t n, void* dst) {
-  auto* to = static_cast<T*>(dst);
+void narrow_as(const float* src, int64_t n, T* dst) {
   int64_t c = 0;
-  for (; c + kLanes <= n; c += kLanes) vstore(to + c, vload(src + c));
-  if (c < n) vstore_n(to + c, vload_n(src + c, n - c), n - c);
+  for (; c + kLanes <= n; c += kLanes) vstore(dst + c, vload(src + c));
+  if (c < n) vstore_n(dst + c, vload_n(src + c, n - c), n - c);
 }
 
 // By integers: the instruction for it takes subnormal numbers for zero.
@@ -64,8 +63,8 @@ inline void narrow_bf16(const float* src, int64_t n, uint16_t* dst) {
 
 inline void narrow(const float* src, int64_t dtype, int64_t n, void* dst) {
   if (dtype == kBFloat16) return narrow_bf16(src, n, static_cast<uint16_t*>(dst));
-  if (dtype == kFloat16) return narrow_as<Half>(src, n, dst);
-  narrow_as<float>(src, n, dst);
+  if (dtype == kFloat16) return narrow_as(src, n, static_cast<Half*>(dst));
+  narrow_as(src, n, static_cast<float*>(dst));
 }
 
 }  // namespace DYNKERN_ISA

@@ -99,18 +99,10 @@ __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups
 template <class F, int NV, bool kSparse, int kLines>
 void sum_rows(int64_t n_rows, const uint8_t* panel, int64_t n_groups, int64_t begin, int64_t end,
               const BlockRows& rows, const ActiveGroups* active, const uint8_t* ahead) {
-#define DYNKERN_CASE(n) \
-  case n:               \
-    return sum_blocks<F, n, NV, kSparse, kLines>(panel, n_groups, begin, end, rows, active, ahead)
-  switch (n_rows) {
-    DYNKERN_CASE(1);
-    DYNKERN_CASE(2);
-    DYNKERN_CASE(3);
-    DYNKERN_CASE(4);
-    DYNKERN_CASE(5);
-    DYNKERN_CASE(6);
-  }
-#undef DYNKERN_CASE
+  with_rows(n_rows, [&](auto r) {
+    sum_blocks<F, decltype(r)::value, NV, kSparse, kLines>(panel, n_groups, begin, end, rows,
+                                                           active, ahead);
+  });
 }
 
 template <class F, int NV>
@@ -285,19 +277,6 @@ inline HeadPart head_part(const float* y, int64_t n, int64_t first_token, bool l
   return part;
 }
 
-// n values of row j to a row-major output in its own dtype.
-template <class T>
-void store_as(const Output& o, int64_t j, int64_t column, int64_t n, const float* y) {
-  T* out = reinterpret_cast<T*>(o.out) + j * o.ld + column;
-  for (int64_t c = 0; c < n; c += kLanes) {
-    if (n - c >= kLanes) {
-      vstore(out + c, vload(y + c));
-    } else {
-      vstore_n(out + c, vload(y + c), n - c);
-    }
-  }
-}
-
 // Rows by which a linear that adds to its output fetches it ahead.
 constexpr int64_t kRowsAhead = 4;
 
@@ -345,21 +324,16 @@ inline void sink(const LinearJob& job, int64_t panel, int64_t column, int64_t wi
     } else if (o.sink == Sink::kInput) {
       put_bf16(y, n, reinterpret_cast<uint16_t*>(o.input.data + j * o.input.stride) + at);
     } else if (o.dtype == kBFloat16) {
-      store_as<uint16_t>(o, j, at, n, y);
+      narrow_as(y, n, reinterpret_cast<uint16_t*>(o.out) + j * o.ld + at);
     } else {
-      store_as<Half>(o, j, at, n, y);
+      narrow_as(y, n, reinterpret_cast<Half*>(o.out) + j * o.ld + at);
     }
   }
 }
 
 inline void linear(const LinearJob& job, int64_t item, int64_t thread) {
-  int64_t panel = job.first_panel + item, width = kPanel, column = 0;
-  if (item >= job.n_whole) {
-    const int64_t part = item - job.n_whole;
-    panel = job.first_panel + job.n_whole + part / job.splits;
-    width = kPanel / job.splits;
-    column = part % job.splits * width;
-  }
+  const int64_t panel = job.first_panel + item / job.splits;
+  const int64_t width = kPanel / job.splits, column = item % job.splits * width;
   float* tile = job.tiles[thread];
   if (job.plain.data != nullptr) {
     sum_plain(job, panel, column, width, tile);

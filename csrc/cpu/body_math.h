@@ -1,10 +1,32 @@
 // exp, layer norm, and rows made ready for a linear.
 #pragma once
 
+#include "body_convert.h"
 #include "kernels.h"
 
 namespace dynkern {
 namespace DYNKERN_ISA {
+
+// function(std::integral_constant<int, n>) for n rows of a block: sums are in registers, whose
+// number must be known when compiling.
+template <class Function>
+void with_rows(int64_t n, Function&& function) {
+  static_assert(kMaxRows == 6, "a case for each");
+  switch (n) {
+    case 1:
+      return function(std::integral_constant<int, 1>());
+    case 2:
+      return function(std::integral_constant<int, 2>());
+    case 3:
+      return function(std::integral_constant<int, 3>());
+    case 4:
+      return function(std::integral_constant<int, 4>());
+    case 5:
+      return function(std::integral_constant<int, 5>());
+    case 6:
+      return function(std::integral_constant<int, 6>());
+  }
+}
 
 // How far ahead of a list of groups weights are fetched; lists are padded by as many entries.
 constexpr int64_t kListAhead = 8;
@@ -86,13 +108,7 @@ inline void quantise_block(const float* src, int64_t n, uint8_t* dst, float* sca
 
 // n bfloat16 of a row of inputs; behind an odd one lies a zero.
 inline void put_bf16(const float* src, int64_t n, uint16_t* dst) {
-  for (int64_t c = 0; c < n; c += kLanes) {
-    if (n - c >= kLanes) {
-      vstore(dst + c, vload(src + c));
-    } else {
-      vstore_n(dst + c, vload_n(src + c, n - c), n - c);
-    }
-  }
+  narrow_as(src, n, dst);
   if (n % 2) dst[n] = 0;
 }
 

@@ -5,7 +5,7 @@
 // sums, to the same bits, took twice as long at 1 row (float32, 3072 x 2048, one thread).
 #pragma once
 
-#include "body_convert.h"
+#include "body_math.h"
 #include "kernels.h"
 
 namespace dynkern {
@@ -116,18 +116,9 @@ __attribute__((noinline)) void dot_block(const uint8_t* const* w, const uint8_t*
 template <class F, bool kFetch>
 void dot_rows(int64_t n_rows, const uint8_t* const* w, const uint8_t* const* x, int64_t begin,
               int64_t end, int64_t ahead, float (*sums)[kLanes * kLanes]) {
-#define DYNKERN_CASE(n) \
-  case n:               \
-    return dot_block<F, n, kFetch>(w, x, begin, end, ahead, sums)
-  switch (n_rows) {
-    DYNKERN_CASE(1);
-    DYNKERN_CASE(2);
-    DYNKERN_CASE(3);
-    DYNKERN_CASE(4);
-    DYNKERN_CASE(5);
-    DYNKERN_CASE(6);
-  }
-#undef DYNKERN_CASE
+  with_rows(n_rows, [&](auto r) {
+    dot_block<F, decltype(r)::value, kFetch>(w, x, begin, end, ahead, sums);
+  });
 }
 
 // Where the rows of a panel lie.

@@ -10,7 +10,7 @@ DYNKERN_EXPORT void dynkern_kv_copy_forward_range(const dynkern::KvCopyForward* 
 namespace dynkern {
 
 CacheView::CacheView(const Model& model, const Decode& args)
-    : model_(model), args_(args), element_(model.kv_dtype == kBFloat16 ? 2 : 4) {}
+    : model_(model), args_(args), element_(element_bytes(model.kv_dtype)) {}
 
 Place CacheView::place(int64_t layer, int64_t slot, int64_t at) const {
   const int64_t heads = static_cast<int64_t>(lane(layer, slot)) * model_.num_heads;
@@ -92,7 +92,7 @@ void KvFiller::copy_forward(const Rows& alive, const uint8_t* ran) {
       }
     }
   }
-  const int64_t element = model_.kv_dtype == kBFloat16 ? 2 : 4;
+  const int64_t element = element_bytes(model_.kv_dtype);
   const KvCopyForward copy{static_cast<uint8_t*>(args_.k),
                            static_cast<uint8_t*>(args_.v),
                            lane.data(),

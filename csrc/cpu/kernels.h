@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "engine.h"
 
@@ -120,10 +121,8 @@ struct LinearJob {
   int64_t format;
   Input x;
   int64_t m;
-  int64_t first_panel;  // of the panels that this job covers
-  int64_t n_panels;
-  int64_t n_whole;  // panels that are one item each; the others are `splits` items: 1, 2 or 4
-  int64_t splits;
+  int64_t first_panel;         // of the panels that this job covers
+  int64_t splits;              // items of a panel: 1, 2 or 4
   const ActiveGroups* active;  // one for each block of rows, or null
   Output output;
   float* const* tiles;  // scratch for each thread: [kTileBlocks * kMaxRows, 64]; plain: [m, 64]
@@ -147,7 +146,7 @@ struct DecodeAttention {
 
 struct Kernels {
   const char* name;
-  // item of n_whole + (n_panels - n_whole) * splits
+  // item of n_panels * splits
   void (*linear)(const LinearJob& job, int64_t item, int64_t thread);
   // Row of float32 `src` [k] into row j of `x`, after a layer norm where `normalise`; temp: [k].
   void (*to_input)(const float* src, int64_t k, int64_t format, bool normalise, const float* weight,

@@ -25,34 +25,20 @@ To bits(From x) {
   return y;
 }
 
-float from_half(uint16_t x) {
-  // 2^112 rebiases the exponent, subnormals included; infinities and NaN keep theirs
-  const uint32_t magnitude = static_cast<uint32_t>(x & 0x7fff) << 13;
-  float y = bits<float>(magnitude) * bits<float>(uint32_t{0x77800000});
-  if (magnitude >= 0x0f800000) y = bits<float>(magnitude | 0x7f800000);
-  return bits<float>(bits<uint32_t>(y) | static_cast<uint32_t>(x & 0x8000) << 16);
-}
-
 uint16_t to_bf16(float x) {
   const auto word = bits<uint32_t>(x);
   if ((word & 0x7fffffff) > 0x7f800000) return static_cast<uint16_t>(word >> 16 | 0x40);  // NaN
   return static_cast<uint16_t>((word + 0x7fff + (word >> 16 & 1)) >> 16);
 }
 
+// k elements from `at` on.
 void read_row(const void* src, int64_t dtype, int64_t at, int64_t k, float* row) {
-  if (dtype == kFloat32) {
-    std::memcpy(row, static_cast<const float*>(src) + at, static_cast<size_t>(k) * 4);
-  } else if (dtype == kFloat64) {
+  if (dtype == kFloat64) {
     for (int64_t c = 0; c < k; ++c) {
       row[c] = static_cast<float>(static_cast<const double*>(src)[at + c]);
     }
   } else {
-    const auto* from = static_cast<const uint16_t*>(src) + at;
-    if (dtype == kFloat16) {
-      for (int64_t c = 0; c < k; ++c) row[c] = from_half(from[c]);
-    } else {
-      for (int64_t c = 0; c < k; ++c) row[c] = bits<float>(static_cast<uint32_t>(from[c]) << 16);
-    }
+    kernels().widen(static_cast<const uint8_t*>(src) + at * element_bytes(dtype), dtype, k, row);
   }
 }
 

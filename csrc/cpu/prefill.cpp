@@ -19,7 +19,7 @@ class PrefillPass {
         args_(args),
         model_(steps.model()),
         tokens_(args.bounds[args.n_rows]),
-        element_(model_.kv_dtype == kBFloat16 ? 2 : 4) {}
+        element_(element_bytes(model_.kv_dtype)) {}
 
   ~PrefillPass() {
     Workspace& work = steps_.work();

@@ -40,20 +40,14 @@ void run_linear(const Kernels& kernel, Workspace& work, int64_t n_threads, const
   job.w = linear.w, job.format = linear.format, job.plain = linear.plain;
   job.x = x, job.m = m;
   job.first_panel = linear.first_panel;
-  job.n_panels = panel_count(linear.w->n) - linear.first_panel;
-  job.n_whole = job.n_panels;
-  job.splits = 1;
+  const int64_t n_panels = panel_count(linear.w->n) - linear.first_panel;
+  // only where threads would have no panel at all: two threads that read halves of the same lines
+  // take a third longer than one after the other
+  job.splits = n_panels < n_threads && output.sink != Sink::kHead ? 4 : 1;
   job.active = linear.active;
   job.output = output;
   job.tiles = work.tiles.data(), job.best = work.bests.data();
-  if (n_threads > 1 && output.sink != Sink::kHead) {
-    // only panels that would leave threads without work go out in parts: two threads that read
-    // halves of the same lines take a third longer than one after the other
-    job.n_whole = job.n_panels - job.n_panels % n_threads;
-    job.splits = job.n_panels < n_threads ? 4 : 2;
-  }
-  const int64_t items = job.n_whole + (job.n_panels - job.n_whole) * job.splits;
-  parallel_for(n_threads, items,
+  parallel_for(n_threads, n_panels * job.splits,
                [&](int64_t item, int64_t thread) { kernel.linear(job, item, thread); });
 }
 

@@ -155,10 +155,9 @@ class Team {
     while (take(thread, thread, &done)) {
     }
     report(done);
-    for (int64_t i = 1; thread < members_.load(std::memory_order_relaxed) && i < kMostMembers;
-         ++i) {
+    for (int64_t i = 1;; ++i) {
       const int64_t members = members_.load(std::memory_order_relaxed);
-      if (i >= members) break;
+      if (i >= members || thread >= members) return;
       done = 0;
       while (take((thread + i) % members, thread, &done)) {
       }

@@ -66,9 +66,19 @@ void check_linear(std::mt19937_64& random, int64_t format) {
       output.sink = Sink::kStore, output.out = out.data(), output.ld = n;
       LinearJob job{};
       job.w = &w.matrix, job.format = format, job.x = x, job.m = m;
-      job.n_panels = panel_count(n), job.n_whole = job.n_panels - 1, job.splits = 4;
       job.output = output, job.tiles = tiles;
-      for (int64_t item = 0; item < job.n_whole + 4; ++item) kernels().linear(job, item, 0);
+      const auto run = [&](int64_t splits) {
+        std::fill(out.begin(), out.end(), NAN);
+        job.splits = splits;
+        const int64_t items = panel_count(n) * splits;
+        for (int64_t item = 0; item < items; ++item) kernels().linear(job, item, 0);
+        return out;
+      };
+      const auto whole = run(1);
+      const auto parts = run(4);
+      for (size_t i = 0; i < whole.size(); ++i) {
+        close("parts of panels", static_cast<int64_t>(i), parts[i], whole[i], 0.0);
+      }
       std::vector<float> weights(static_cast<size_t>(k));
       for (int64_t i = 0; i < n; ++i) {
         unpack_row(w.matrix, format, i, weights.data());
