@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench.arguments import check_each, refuse
 from bench.cpu_cases import GROUPS, PROMPT, Bench, Row, smaller
 from bench.peers import KINDS, Engine
 from bench.results_file import append, stamp
@@ -190,16 +191,18 @@ def main(
 ) -> None:
     """Measure the groups asked for (all by default) and append them to OUTPUT/cpu.csv."""
     known = ("peers", *GROUPS, "smaller", "memory")
-    groups = group or list(known)
+    groups = group or [name for name in known if name != "smaller" or not model]
     shapes = [model] if model else ["tiny"] if dry_run else shape or ["125m"]
-    _check("group", groups, known)
-    _check("kind", kind or [], KINDS)
-    _check("dtype", dtype or [], ("float32", "bfloat16", "int8"))
+    check_each("group", groups, known)
+    check_each("kind", kind or [], KINDS)
+    check_each("dtype", dtype or [], ("float32", "bfloat16", "int8"))
     if not model:
-        _check("shape", shapes, tuple(SHAPES))
+        check_each("shape", shapes, tuple(SHAPES))
+    elif "smaller" in groups:
+        refuse("--group: got 'smaller' with --model, expected a shape, of which models can be made")
     for name, value in (("new-tokens", new_tokens), ("repeats", repeats), *_each("batch", batch)):
         if value < (2 if name == "new-tokens" else 1):
-            _refuse(f"--{name}: got {value}, expected more")
+            refuse(f"--{name}: got {value}, expected more")
     if dry_run:
         new_tokens, repeats = 4, 1
     batches = batch or ([1, 2] if dry_run else [1, 8, 32])
@@ -210,10 +213,9 @@ def main(
             checkpoint = Path(name) if model else make_checkpoint(name, None, work or Path(scratch))
             label = Path(name).name  # of somebody's checkpoint, not where it lies
             sizes = {"prompt": PROMPT, "new_tokens": new_tokens}
-            own_groups = [g for g in groups if not (model and g == "smaller")]
             keep = work or Path(scratch)
             for row in _measure(
-                checkpoint, own_groups, kind, dtype, batches, sizes, repeats, peer_python, bar, keep
+                checkpoint, groups, kind, dtype, batches, sizes, repeats, peer_python, bar, keep
             ):
                 full = {**dict.fromkeys(COLUMNS, ""), **sizes, **row, "shape": label}
                 on = stamp(device_name(torch.device("cpu")), dry_run)
@@ -275,17 +277,6 @@ def _measure(
 
 def _each(name: str, values: list[int] | None) -> list[tuple[str, int]]:
     return [(name, value) for value in values or []]
-
-
-def _check(argument: str, given: list[str], known: tuple[str, ...]) -> None:
-    for value in given:
-        if value not in known:
-            _refuse(f"--{argument}: got {value!r}, expected one of {', '.join(known)}")
-
-
-def _refuse(message: str) -> None:
-    print(message, file=sys.stderr)
-    raise typer.Exit(2)
 
 
 def _print(console: Console, rows: list[Row]) -> None:

@@ -7,7 +7,6 @@ DIR/ops_cpu.csv as they come.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bench.arguments import check_each, refuse
 from bench.ops_cpu_cases import CASES, DTYPES, SHAPES, Case, Sizes
 from bench.results_file import append, stamp
 from dynkern.evaluation.timing import Timings, interleave
@@ -92,15 +92,15 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tiny shape, to try it.")] = False,
 ) -> None:
     """Measure the ops asked for (all by default) and append them to OUTPUT/ops_cpu.csv."""
-    _check("op", op or [], tuple(CASES))
-    _check("shape", shape or [], tuple(SHAPES))
-    _check("dtype", dtype or [], DTYPES)
+    check_each("op", op or [], tuple(CASES))
+    check_each("shape", shape or [], tuple(SHAPES))
+    check_each("dtype", dtype or [], DTYPES)
     for name, values in (("batch", batch or []), ("repeats", [repeats])):
         for value in values:
             if value < 1:
-                _refuse(f"--{name}: got {value}, expected more")
+                refuse(f"--{name}: got {value}, expected more")
     if missing := native.cpu_missing():
-        _refuse(f"the CPU kernels cannot run here: {missing}")
+        refuse(f"the CPU kernels cannot run here: {missing}")
     sizes = [SHAPES[name] for name in (["tiny"] if dry_run else shape or ["125m", "1.3b"])]
     batches = batch or ([1, 7] if dry_run else [1, 8, 32, 64])
     repeats = 1 if dry_run else repeats
@@ -110,17 +110,6 @@ def main(
         append(output / "ops_cpu.csv", [{**on, **row}])
         done.append(row)
     _print(done)
-
-
-def _check(argument: str, given: list[str], known: tuple[str, ...]) -> None:
-    for value in given:
-        if value not in known:
-            _refuse(f"--{argument}: got {value!r}, expected one of {', '.join(known)}")
-
-
-def _refuse(message: str) -> None:
-    print(message, file=sys.stderr)
-    raise typer.Exit(2)
 
 
 def _print(done: list[Row]) -> None:

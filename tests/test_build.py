@@ -18,6 +18,7 @@ import pytest
 
 import dynkern
 from dynkern.kernels import native
+from support.tree import copy_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "csrc", "dynkern")
@@ -32,16 +33,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the sources as a clone has them: nothing built."""
-    copy = tmp_path / "tree"
-    copy.mkdir()
-    ignore = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, ignore=ignore)
-        else:
-            shutil.copy2(ROOT / name, copy / name)
-    (copy / "README.md").write_text("dynkern\n")
-    return copy
+    return copy_tree(COPIED, tmp_path / "tree")
 
 
 def setup_py(tree: Path, *arguments: str, **environment: str) -> str:

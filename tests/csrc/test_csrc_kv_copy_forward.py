@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import random
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dynkern.kernels import native
-from support.compilers import compile_library, nvcc
+from support.compilers import compile_library, nvcc_report
 
 ROOT = Path(__file__).resolve().parents[2]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -292,22 +291,13 @@ def test_wrong_tensors_raise_before_the_kernel():
 
 @pytest.mark.parametrize("arch", ["80", "90"])
 def test_nvcc_compiles_without_spills_or_stack(tmp_path, arch):
-    source = str(ROOT / "csrc/cuda/kv_copy_forward.cu")
-    command = [nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-Xptxas", "-v", "-Werror"]
-    command += ["all-warnings", "--keep", f"--keep-dir={tmp_path}", "-cubin", source]
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / "out.cubin")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", done.stderr)
-    registers = [int(count) for count in re.findall(r"Used (\d+) registers", done.stderr)]
+    report = nvcc_report(ROOT / "csrc/cuda/kv_copy_forward.cu", arch, tmp_path)
     # one kernel per access width: 16, 8, 4, 2, 1 bytes
-    assert stacks == [("0", "0", "0")] * 5
+    assert report.stacks == [("0", "0", "0")] * 5
     # 64 registers let an SM hold 8 of its blocks of 128 threads
-    assert len(registers) == 5 and max(registers) <= 64
-    ptx = next(tmp_path.glob("*.ptx")).read_text()
-    assert len(re.findall(r"ld\.global\.v4\.\w+", ptx)) == 2
-    assert len(re.findall(r"st\.global\.v4\.\w+", ptx)) == 2
+    assert len(report.registers) == 5 and max(report.registers) <= 64
+    assert len(re.findall(r"ld\.global\.v4\.\w+", report.ptx)) == 2
+    assert len(re.findall(r"st\.global\.v4\.\w+", report.ptx)) == 2
 
 
 def test_cuda_launcher_reports_a_missing_device():

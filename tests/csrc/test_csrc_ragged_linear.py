@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from dynkern.kernels import native
 from dynkern.kernels.reference.ragged_linear import ragged_linear as reference
-from support.compilers import compile_library, nvcc
+from support.compilers import compile_library, nvcc_report
 from support.samples import Sample, samples
 from support.tolerances import assert_as_good
 
@@ -146,20 +145,11 @@ def test_more_rows_or_other_dtypes_are_refused():
 
 @pytest.mark.parametrize("arch", ["80", "90"])
 def test_nvcc_compiles_without_spills_or_stack(tmp_path, arch):
-    source = str(ROOT / "csrc/cuda/ragged_linear.cu")
-    command = [nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-Xptxas", "-v", "-Werror"]
-    command += ["all-warnings", "--keep", f"--keep-dir={tmp_path}", "-cubin", source]
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / "out.cubin")], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", done.stderr)
-    registers = [int(count) for count in re.findall(r"Used (\d+) registers", done.stderr)]
+    report = nvcc_report(ROOT / "csrc/cuda/ragged_linear.cu", arch, tmp_path)
     # three dtypes, four numbers of rows, two widths
-    assert stacks == [("0", "0", "0")] * 24
+    assert report.stacks == [("0", "0", "0")] * 24
     # 128 registers let an SM hold 4 of its blocks of 128 threads
-    assert len(registers) == 24 and max(registers) <= 128
-    ptx = next(tmp_path.glob("*.ptx")).read_text()
-    entries = re.findall(r"\.entry (\S+?)\((.*?)\n}", ptx, re.DOTALL)
+    assert len(report.registers) == 24 and max(report.registers) <= 128
+    entries = re.findall(r"\.entry (\S+?)\((.*?)\n}", report.ptx, re.DOTALL)
     wide = [len(re.findall(r"ld\.global(?:\.nc)?\.v4", body)) for _, body in entries]
     assert len(wide) == 24 and sum(count > 0 for count in wide) == 12

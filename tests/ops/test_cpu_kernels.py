@@ -13,7 +13,7 @@ from torch import Tensor
 from dynkern import ops
 from dynkern.kernels.cpu.rule import FLOATS
 from dynkern.ops import OPS, use_backend
-from support.backends import cpu_isa, isa_levels, needs_engine
+from support.backends import needs_engine
 from support.errors import one_line_error
 from support.samples import samples
 
@@ -33,12 +33,6 @@ def on_cpu() -> Iterator[None]:
         yield
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=isa_levels())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    with cpu_isa(request.param):
-        yield request.param
 
 
 def rows_of(*values: int) -> Tensor:

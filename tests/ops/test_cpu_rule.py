@@ -15,7 +15,7 @@ from dynkern import ops
 from dynkern.kernels import native
 from dynkern.kernels.cpu import structs
 from dynkern.ops import OPS, BackendUnavailable, use_backend
-from support.backends import cpu_isa, isa_levels, needs_engine
+from support.backends import needs_engine
 from support.errors import one_line_error
 
 pytestmark = needs_engine
@@ -26,12 +26,6 @@ I32 = torch.int32
 def on_cpu() -> Iterator[None]:
     with use_backend("cpu"):
         yield
-
-
-@pytest.fixture(params=isa_levels())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    with cpu_isa(request.param):
-        yield request.param
 
 
 def rows_of(*values: int) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -76,3 +78,25 @@ def nvcc() -> str:
     if path is None:
         pytest.skip("no nvcc to compile csrc/cuda with")
     return path
+
+
+@dataclass(frozen=True)
+class NvccReport:
+    """What nvcc says of a source's kernels: registers and (stack, stores, loads) of each; PTX."""
+
+    registers: list[int]
+    stacks: list[tuple[str, str, str]]
+    ptx: str
+
+
+def nvcc_report(source: Path, arch: str, folder: Path) -> NvccReport:
+    """Compile a .cu file for sm_<arch> in `folder`, with warnings as errors."""
+    command = [nvcc(), "-std=c++17", "-O3", f"-arch=sm_{arch}", "-Xptxas", "-v", "-Werror"]
+    command += ["all-warnings", "--keep", f"--keep-dir={folder}", "-cubin", str(source)]
+    done = subprocess.run(
+        [*command, "-o", str(folder / "out.cubin")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", done.stderr)
+    registers = [int(count) for count in re.findall(r"Used (\d+) registers", done.stderr)]
+    return NvccReport(registers, stacks, next(folder.glob("*.ptx")).read_text())

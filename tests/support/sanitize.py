@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .tree import copy_tree
+
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("csrc", "dynkern", "tests", "pyproject.toml", "setup.py")
 WHOLE = ("tests/ops", "tests/runtime", "tests/models", "tests/test_llm.py")
@@ -41,15 +43,7 @@ def runtimes(cxx: str) -> list[str]:
 
 def build(folder: Path, cxx: str, level: str = "-O1 -g") -> Path:
     """A copy of the tree with a sanitized csrc/cpu; raises RuntimeError where it does not build."""
-    tree = folder / "tree"
-    tree.mkdir()
-    ignored = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
-    for name in COPIED:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, tree / name, ignore=ignored)
-        else:
-            shutil.copy2(ROOT / name, tree / name)
-    (tree / "README.md").write_text("dynkern\n")
+    tree = copy_tree(COPIED, folder / "tree")
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=tree,

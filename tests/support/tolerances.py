@@ -23,8 +23,7 @@ LOGITS = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 
 def assert_as_good(actual: Tensor, plain: Tensor, truth: Tensor, least: float = 0.0) -> None:
     """actual: a kernel's result; plain: the reference in the same dtype; truth: in float64. least:
-    smallest size of values that the floor is relative to, 1 for probabilities: a margin of 3e-4
-    between two of 0.06 cannot be had to 1e-6 of itself.
+    smallest size of values that the floor is relative to.
     """
     assert actual.shape == truth.shape and actual.dtype == plain.dtype
     if not actual.is_floating_point():

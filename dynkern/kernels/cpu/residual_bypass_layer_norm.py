@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.kernels.composed import bypass_gate
 from dynkern.kernels.cpu.gate import gate
 from dynkern.kernels.cpu.rule import refusal
 from dynkern.kernels.cpu.structs import (
@@ -58,28 +59,8 @@ def residual_bypass_layer_norm(
     return out
 
 
-def residual_bypass_layer_norm_gate(
-    h: Tensor,
-    delta: Tensor | None,
-    delta_rows: Tensor | None,
-    n_delta: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    row_index: Tensor,
-    n_active: Tensor | None,
-    norm: str,
-    eps: float,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
-    uniform: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One after the other: a call costs a CPU little, and h is in its caches."""
-    y = residual_bypass_layer_norm(
-        h, delta, delta_rows, n_delta, weight, bias, row_index, n_active, norm, eps
-    )
-    return y, *gate(h, [gate_weight], [gate_bias], uniform)
-
-
+# one after the other: a call costs a CPU little, and h is in its caches
+residual_bypass_layer_norm_gate = bypass_gate(residual_bypass_layer_norm, gate)
 refuses = refusal(residual_bypass_layer_norm, floats="h delta weight bias", written="h")
 gate_refuses = refusal(
     residual_bypass_layer_norm_gate,

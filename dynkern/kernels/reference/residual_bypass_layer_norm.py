@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynkern.kernels.composed import bypass_gate
 from dynkern.kernels.reference.gate import gate
 from dynkern.kernels.reference.rows import accumulator, count, pad
 
@@ -41,22 +42,4 @@ def residual_bypass_layer_norm(
     return pad(y, row_index.shape[0])
 
 
-def residual_bypass_layer_norm_gate(
-    h: Tensor,
-    delta: Tensor | None,
-    delta_rows: Tensor | None,
-    n_delta: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    row_index: Tensor,
-    n_active: Tensor | None,
-    norm: str,
-    eps: float,
-    gate_weight: Tensor,
-    gate_bias: Tensor,
-    uniform: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    y = residual_bypass_layer_norm(
-        h, delta, delta_rows, n_delta, weight, bias, row_index, n_active, norm, eps
-    )
-    return y, *gate(h, [gate_weight], [gate_bias], uniform)
+residual_bypass_layer_norm_gate = bypass_gate(residual_bypass_layer_norm, gate)
