@@ -61,6 +61,22 @@ def store_outputs(
 
 
 @triton.jit
+def partials_of(partial_ptr, group, SPLITS: tl.constexpr, N: tl.constexpr, M: tl.constexpr):
+    """Where split 0 of a group of programs keeps its sums [N, M]; the others follow."""
+    own = tl.arange(0, N)[:, None] * M + tl.arange(0, M)[None, :]
+    return partial_ptr + group.to(tl.int64) * (SPLITS * N * M) + own
+
+
+@triton.jit
+def summed_splits(partials, SPLITS: tl.constexpr, N: tl.constexpr, M: tl.constexpr):
+    """The splits' sums, always in the same order."""
+    acc = tl.zeros((N, M), dtype=tl.float32)
+    for split in range(SPLITS):
+        acc += tl.load(partials + split * (N * M), cache_modifier=".cg")
+    return acc
+
+
+@triton.jit
 def _skinny(
     x_ptr,
     weight_ptr,
@@ -110,14 +126,11 @@ def _skinny(
         acc = dot(w, x, acc)
     if SPLITS > 1:
         group = row_tile * tl.num_programs(0) + tile
-        own = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        partials = partial_ptr + group.to(tl.int64) * (SPLITS * BLOCK_N * BLOCK_M) + own
+        partials = partials_of(partial_ptr, group, SPLITS, BLOCK_N, BLOCK_M)
         tl.store(partials + split * (BLOCK_N * BLOCK_M), acc)
         if not arrived_last(ticket_ptr + group, SPLITS):
             return
-        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-        for other in range(SPLITS):
-            acc += tl.load(partials + other * (BLOCK_N * BLOCK_M), cache_modifier=".cg")
+        acc = summed_splits(partials, SPLITS, BLOCK_N, BLOCK_M)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n, mask=n < n_out, other=0.0).to(tl.float32)[:, None]
     store_outputs(
@@ -235,6 +248,16 @@ def kv_project(
     _launch(x, weight, bias, None, n_active, "none", x.shape[0], k_cache, places)
 
 
+def split_scratch(
+    like: Tensor, groups: int, tile: tuning.Tile
+) -> tuple[Tensor | None, Tensor | None]:
+    """Room for the sums of every split, and a ticket for each group of programs; None for one."""
+    if tile.splits == 1:
+        return None, None
+    size = groups * tile.splits * tile.outputs * tile.rows
+    return torch.empty(size, dtype=torch.float32, device=like.device), tickets(like, groups)
+
+
 def _launch(
     x: Tensor,
     weight: Tensor,
@@ -261,11 +284,7 @@ def _launch(
         grid = (row_tiles * tiles,)
         launch(_tall, grid, *inputs, *places, *sizes, *cache, GROUP=8, **shape)
         return
-    partial = ticket = None
-    if tile.splits > 1:
-        size = row_tiles * tiles * tile.splits * tile.outputs * tile.rows
-        partial = torch.empty(size, dtype=torch.float32, device=x.device)
-        ticket = tickets(x, row_tiles * tiles)
+    partial, ticket = split_scratch(x, row_tiles * tiles, tile)
     chunk = ceil_div(ceil_div(n_in, tile.splits), tile.inputs) * tile.inputs
     grid = tiles, tile.splits, row_tiles
     launch(

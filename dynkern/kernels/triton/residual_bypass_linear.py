@@ -23,9 +23,14 @@ from dynkern.kernels.triton.common import (
     gather,
     last_contiguous,
     launch,
-    tickets,
 )
-from dynkern.kernels.triton.ragged_linear import activate, ragged_linear
+from dynkern.kernels.triton.ragged_linear import (
+    activate,
+    partials_of,
+    ragged_linear,
+    split_scratch,
+    summed_splits,
+)
 from dynkern.kernels.triton.residual_bypass_layer_norm import (
     added,
     find,
@@ -200,14 +205,11 @@ def _bypass_linear(
         acc = dot(w, x.to(dtype), acc)
     if SPLITS > 1:
         group = row_tile * tl.num_programs(0) + tile
-        own = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        partials = partial_ptr + group.to(tl.int64) * (SPLITS * BLOCK_N * BLOCK_M) + own
+        partials = partials_of(partial_ptr, group, SPLITS, BLOCK_N, BLOCK_M)
         tl.store(partials + split * (BLOCK_N * BLOCK_M), acc)
         if not arrived_last(ticket_ptr + group, SPLITS):
             return
-        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-        for other in range(SPLITS):
-            acc += tl.load(partials + other * (BLOCK_N * BLOCK_M), cache_modifier=".cg")
+        acc = summed_splits(partials, SPLITS, BLOCK_N, BLOCK_M)
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + n, mask=n < n_out, other=0.0).to(tl.float32)[:, None]
     y = activate(acc, ACTIVATION).to(dtype)
@@ -248,11 +250,7 @@ def residual_bypass_linear(
     out, y = torch.empty_like(h), h.new_empty((capacity, n_out))
     tile = tuning.bypass_linear(capacity, n_out, hidden, h.element_size())
     row_tiles, tiles = ceil_div(capacity, tile.rows), ceil_div(n_out, tile.outputs)
-    partial = ticket = None
-    if tile.splits > 1:
-        size = row_tiles * tiles * tile.splits * tile.outputs * tile.rows
-        partial = torch.empty(size, dtype=torch.float32, device=h.device)
-        ticket = tickets(h, row_tiles * tiles)
+    partial, ticket = split_scratch(h, row_tiles * tiles, tile)
     launch(
         _bypass_linear,
         (tiles, tile.splits, row_tiles),
