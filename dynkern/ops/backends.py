@@ -40,7 +40,8 @@ class Kernel:
     """One implementation: `function` has the op's signature.
 
     missing() says why it cannot run here at all; refuses(*args) why it does not take one call's
-    arguments (a dtype, strides, a gradient). Both return None where nothing is in the way.
+    arguments (a dtype, strides). Both return None where nothing is in the way. No kernel but the
+    reference records gradients, and none of the others gets a call that wants one.
     """
 
     function: Callable[..., Any]
@@ -118,15 +119,29 @@ def define_op(
 def _dispatcher(op: Op, device: str) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         op.check(*args, **kwargs)
-        kernel = resolve(op, device).kernel
-        if kernel.refuses is not None and (why := kernel.refuses(*args, **kwargs)):
-            kernel = _taker(op, device, why, args, kwargs)
+        choice = resolve(op, device)
+        kernel = choice.kernel
+        if why := _refusal(op, choice.backend, args):
+            kernel = _taker(op, device, why, args)
         return kernel.function(*args, **kwargs)
 
     return call
 
 
-def _taker(op: Op, device: str, why: str, args: Any, kwargs: Any) -> Kernel:
+def _refusal(op: Op, backend: str, args: tuple[Any, ...]) -> str | None:
+    """Why a backend's kernel does not take this call, or None."""
+    if backend == "reference":
+        return None
+    if torch.is_grad_enabled():
+        for argument, value in zip(op.torch_op._schema.arguments, args, strict=True):
+            for tensor in value if isinstance(value, list) else (value,):
+                if isinstance(tensor, torch.Tensor) and tensor.requires_grad:
+                    return f"{argument.name} requires a gradient"
+    refuses = op.kernels[backend].refuses
+    return refuses(*args) if refuses else None
+
+
+def _taker(op: Op, device: str, why: str, args: tuple[Any, ...]) -> Kernel:
     """The kernel for a call that the chosen one refuses."""
     chosen = resolve(op, device).backend
     if requested_backend() != "auto":
@@ -137,10 +152,8 @@ def _taker(op: Op, device: str, why: str, args: Any, kwargs: Any) -> Kernel:
     _tell(f"{op.label}: {chosen}: {why}", logging.INFO)
     order = _PREFERENCE[device]
     for backend in order[order.index(chosen) + 1 :]:
-        if _obstacle(op, device, backend) is None:
-            kernel = op.kernels[backend]
-            if kernel.refuses is None or kernel.refuses(*args, **kwargs) is None:
-                return kernel
+        if _obstacle(op, device, backend) is None and _refusal(op, backend, args) is None:
+            return op.kernels[backend]
     raise BackendUnavailable(f"no backend runs this {op.label} on {device}: {chosen}: {why}")
 
 

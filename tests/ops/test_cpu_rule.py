@@ -15,6 +15,7 @@ from dynkern import ops
 from dynkern.kernels import native
 from dynkern.kernels.cpu import structs
 from dynkern.ops import OPS, BackendUnavailable, use_backend
+from dynkern.ops.backends import Kernel, forget_choices
 from support.backends import needs_engine
 from support.errors import one_line_error
 
@@ -87,6 +88,21 @@ def test_gradients_flow_under_auto_and_without_a_warning(recwarn):
     assert not [w for w in recwarn if "autograd" in str(w.message)]
     with torch.no_grad():
         assert not ops.ragged_linear(x, w).requires_grad
+
+
+def test_no_kernel_gets_a_call_that_wants_a_gradient(monkeypatch):
+    """Whatever it says of other calls: what a kernel writes has no history."""
+    op = OPS["ragged_linear"]
+    monkeypatch.setitem(op.kernels, "cpu", Kernel(lambda *args: pytest.fail("the kernel ran")))
+    forget_choices()
+    x, w = torch.randn(3, 8), torch.randn(5, 8, requires_grad=True)
+    with use_backend("auto"):
+        ops.ragged_linear(x, w).sum().backward()
+    assert torch.allclose(w.grad, x.sum(0).expand(5, 8), atol=1e-5)
+    with one_line_error(BackendUnavailable, "weight requires a gradient; use 'auto'$"):
+        ops.ragged_linear(x, w)
+    monkeypatch.undo()
+    forget_choices()
 
 
 def test_rows_may_lie_apart():

@@ -4,7 +4,6 @@
 - Tensors are contiguous, but the first dimension may have any stride (rows of a wider matrix, one
   row repeated); where a tensor is written, its rows must not overlap. kv_copy_forward takes any
   dtype, and contiguous tensors only.
-- No gradient is asked for: no argument requires one, or grad mode is off.
 
 For any other call the automatic choice takes the next backend, which is the reference at the
 latest: any dtype, any strides, differentiable. A backend asked for by name raises instead.
@@ -36,7 +35,6 @@ def refusal(
     kinds = tuple((name, *(name in listed for listed in lists)) for name in names)
 
     def refuses(*args: Any) -> str | None:
-        with_grad = torch.is_grad_enabled()
         for (name, is_float, is_written, is_whole), value in zip(kinds, args, strict=True):
             for tensor in value if isinstance(value, list) else (value,):
                 if not isinstance(tensor, Tensor):
@@ -47,8 +45,6 @@ def refusal(
                     is_whole or not _has_dense_rows(tensor, is_written)
                 ):
                     return f"{name} has strides {tensor.stride()}, not contiguous"
-                if with_grad and tensor.requires_grad:
-                    return f"{name} requires a gradient"
         return None
 
     return refuses
