@@ -2,6 +2,7 @@
 //
 // Grid: x = row, y = layer, z and thread = piece of the item's heads. Blocks of items that ask for
 // nothing leave after two loads.
+// Not yet run on a GPU.
 #pragma once
 
 #include "../common/kv_copy_forward.h"

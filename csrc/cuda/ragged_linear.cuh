@@ -4,6 +4,7 @@
 // side by side in 16-byte pieces; a piece meets every row of x while it is in registers. Sums are
 // float32, each lane's in order, then across the warp in a butterfly: the order does not depend on
 // the number of rows. A warp leaves before it touches W where no row is active.
+// Not yet run on a GPU.
 #pragma once
 
 #include "number.h"

@@ -3,7 +3,7 @@ triton nor a GPU.
 
 Written for triton 3.6 and 3.7 and any GPU from sm_80 on. Loads are widened to float32 at once and
 results are rounded once; offsets are int64; counts of rows stay on the device, and programs beyond
-them leave before they touch a weight. Tile shapes are those of tuning.py.
+them leave before they touch a weight. Tile shapes are those of tuning.py. Not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the Triton kernels share: launching, recording launches, tickets, the dot product."""
+"""What the Triton kernels share: launching, recording launches, tickets, the dot product.
+
+Not yet run on a GPU.
+"""
 
 from __future__ import annotations
 

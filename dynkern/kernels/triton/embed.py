@@ -1,7 +1,7 @@
 """embed: h[j] = P · token_weight[token_ids[j]] + position_weight[positions[j] + offset].
 
 token_ids, positions: int64 [n]; h: [n, D]. One program a token; a projection P is a ragged_linear
-over the gathered token rows first.
+over the gathered token rows first. Not yet run on a GPU.
 """
 
 from __future__ import annotations

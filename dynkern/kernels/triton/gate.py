@@ -2,7 +2,7 @@
 
 h: [B, D]; logits: [B, 2]; keep: bool [B]. Hidden layers run as ragged_linear; the last one, whose
 two outputs a product would waste a tile on, one program a row. A gate of one layer can also ride
-along with the norm before it: residual_bypass_layer_norm_gate.
+along with the norm before it: residual_bypass_layer_norm_gate. Not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """kv_copy_forward: k_cache[lane[l,i], :, p] = k_cache[lane[s,i], :, p]; s = source[l,i] >= 0.
 
 k_cache, v_cache: [lanes, H, T, Dh]; lane, source: int32 [L, B]; p = position[i]. One launch over
-rows, layers and pieces of a row's heads. Bits are moved, whatever the dtype.
+rows, layers and pieces of a row's heads. Bits are moved, whatever the dtype. Not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 x: [C, E]; weight: [V, E]. `_tiles` takes a tile of the vocabulary to five numbers a row (largest
 logit, its id, the second largest, sum of exponentials); `_combine` joins the tiles of a row. The
-[C, V] logits are never written. They are not rounded to x's dtype.
+[C, V] logits are never written. They are not rounded to x's dtype. Not yet run on a GPU.
 """
 
 from __future__ import annotations

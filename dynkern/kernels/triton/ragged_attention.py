@@ -6,7 +6,7 @@ programs by its own length; the last one combines them in order. Entry p is take
 written by the one program whose split it is in: nobody reads what another program writes.
 
 Prefill: y[t] = Σ_{u ≤ t} softmax_u(scale · q[t]·k[u]) v[u] within t's row of cu_seqlens; programs
-find their row by a scan over cu_seqlens, so the host needs no lengths.
+find their row by a scan over cu_seqlens, so the host needs no lengths. Not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 x: [R, K]; weight: [N, K]; y: [C, N]. Two kernels: `_skinny` for up to tuning.SKINNY_ROWS rows, with
 the weights as the tall operand of the tensor core and the reduction split over programs whose last
 one combines, in the order of the splits (so the sum does not depend on who is last); `_tall` for
-more. kv_project is the same product with its rows scattered into the caches.
+more. kv_project is the same product with its rows scattered into the caches. Not yet run on a GPU.
 """
 
 from __future__ import annotations

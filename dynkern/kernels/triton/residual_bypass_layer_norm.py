@@ -4,7 +4,7 @@ h: [B, D], in place; delta: [C, D]; y: [C', D]. `_bypass` is the fused form: one
 of h, finds its places in both row lists by a scan, adds, norms and writes, so that h is read and
 written once and no program reads what another one writes. It can take the next layer's gate along.
 For more than tuning.SCANNED_ROWS rows the scans would cost more than they save: `_add`, then
-`_norm`. "post" norms the sum and hands out h; "none" only adds.
+`_norm`. "post" norms the sum and hands out h; "none" only adds. Not yet run on a GPU.
 """
 
 from __future__ import annotations

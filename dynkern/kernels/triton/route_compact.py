@@ -1,6 +1,7 @@
 """route_compact: row_index[l] = the kept rows of layer l, ascending, then the others, ascending.
 
 keep: bool [L, B]; row_index: int32 [L, B]; n_active: int32 [L]. One program a layer.
+Not yet run on a GPU.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ logits: [B, V]; request, step: int64 [B]; token: int64 [B]. One program a row. K
 those before a cut in the order (score down, id up): top_k's cut is found bit by bit over the scores
 and then by halving over ids, and top_p's alike by the mass ahead of an entry. Nothing is sorted,
 and no sum depends on the batch. Uniform draws are those of dynkern/rng.py, bit for bit.
+Not yet run on a GPU.
 """
 
 from __future__ import annotations

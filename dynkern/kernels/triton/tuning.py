@@ -7,7 +7,7 @@ never on n_active, which only the device knows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 # programs that fill an H100's 132 SMs twice; a smaller grid splits its reduction
 TARGET_PROGRAMS = 264
@@ -52,7 +52,7 @@ def linear(rows: int, n_out: int, n_in: int, itemsize: int) -> Tile:
     most = max(1, n_in // (2 * tile.inputs))
     splits = min(MAX_SPLITS, most, max(1, TARGET_PROGRAMS // max(1, programs)))
     splits = 1 << (splits.bit_length() - 1)
-    return Tile(tile.rows, tile.outputs, tile.inputs, tile.num_warps, tile.num_stages, splits)
+    return replace(tile, splits=splits)
 
 
 def bypass_linear(rows: int, n_out: int, n_in: int, itemsize: int) -> Tile:
