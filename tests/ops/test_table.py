@@ -114,7 +114,7 @@ def probed(monkeypatch, label="embed", missing=lambda: None):
 
 
 def without_cpu_kernel(monkeypatch, label="embed"):
-    """Take an op's "cpu" kernel out: a table of its own, since deleting would reorder the real one."""
+    """Take an op's "cpu" kernel out of a copy: deleting and restoring would change the order."""
     others = {b: kernel for b, kernel in OPS[label].kernels.items() if b != "cpu"}
     monkeypatch.setattr(OPS[label], "kernels", others)
     forget_choices()
