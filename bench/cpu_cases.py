@@ -43,17 +43,18 @@ class Bench:
         self.llm, self.batch = llm, batch
         self.new_tokens, self.repeats = new_tokens, repeats
 
+    def prompts(self) -> list[list[int]]:
+        """Random ones, a row each."""
+        spec = self.llm.spec
+        ids = range(4, spec.vocab_size)
+        return [[spec.bos_token_id, *random.choices(ids, k=PROMPT - 1)] for _ in range(self.batch)]
+
     def run(self, policy: Any, **options: Any) -> Callable[[], RunResult]:
         """A case: fresh random prompts in every call."""
-        spec = self.llm.spec
 
         def once() -> RunResult:
-            prompts = [
-                [spec.bos_token_id, *random.choices(range(4, spec.vocab_size), k=PROMPT - 1)]
-                for _ in range(self.batch)
-            ]
             return self.llm.run(
-                prompts,
+                self.prompts(),
                 policy,
                 max_new_tokens=self.new_tokens,
                 batch_size=self.batch,
@@ -68,9 +69,9 @@ class Bench:
         llm, batch = self.llm, self.batch
         weights = llm.engine.weights
         counts = sorted({1, batch, *range(1, batch + 1, max(1, batch // 8))})
-        length = PROMPT + self.new_tokens // 2
-        probe = EngineProbe(llm.engine, [length] * batch, with_fill=fills)
-        calibration = Calibration(probe, counts, length=length)
+        middle = self.new_tokens // 2
+        probe = EngineProbe.after(llm.engine, self.prompts(), middle, with_fill=fills)
+        calibration = Calibration(probe, counts, length=PROMPT + middle)
         peaks = measure_peaks(llm.weight_bytes, weights.dtype)
         cases = {"full": self.run("full"), **cases}
         timings = interleave({**calibration.cases, **cases}, self.repeats)

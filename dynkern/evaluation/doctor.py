@@ -172,8 +172,8 @@ def _check_time(llm: LLM, seed: int) -> list[Finding]:
             prompts, spec, max_new_tokens=NEW_TOKENS, batch_size=ROWS, force_length=True
         )
 
-    lengths = [len(prompt) + NEW_TOKENS // 2 for prompt in prompts]
-    calibration = Calibration(EngineProbe(llm.engine, lengths, with_fill=False), [1, ROWS])
+    probe = EngineProbe.after(llm.engine, prompts, NEW_TOKENS // 2, with_fill=False)
+    calibration = Calibration(probe, [1, ROWS])
     cases = {spec: case(spec) for spec in dict.fromkeys(specs)}
     timings = interleave({**calibration.cases, **cases}, 5)
     findings = []

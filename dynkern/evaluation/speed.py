@@ -123,7 +123,7 @@ def _calibration(llm: LLM, plan: TimingPlan) -> Calibration:
     fill_counts = None
     if fills and plan.run["kv_fill"] == "deferred":
         fill_counts = [*counts, rows * DEFERRED_TOKENS]
-    probe = EngineProbe(llm.engine, lengths, with_fill=fills)
+    probe = EngineProbe.after(llm.engine, plan.forced_prompts, middle, with_fill=fills)
     length = sum(lengths) / len(lengths)
     return Calibration(probe, counts, fill_row_counts=fill_counts, length=length)
 

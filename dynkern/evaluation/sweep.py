@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dynkern.data import TEMPLATES, encode_prompt, load_records, prompt_cap
 from dynkern.evaluation.analysis import aggregate
+from dynkern.evaluation.progress import add_task, progress_bar
 from dynkern.evaluation.quality import Prompt, run_quality
 from dynkern.evaluation.report import RUN_KEYS, plot_curve, print_table, write_results
 from dynkern.evaluation.samples import SampleStore
@@ -97,10 +97,10 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
         config.resume,
         order=[record.id for record in records],
     )
-    with store, _progress(console) as progress:
+    with store, progress_bar(console) as progress:
         run = {**config.run, "max_new_tokens": config.max_new_tokens}
         run_quality(
-            llm, prompts, policies, store, config.batch_size, run, _task(progress, "quality")
+            llm, prompts, policies, store, config.batch_size, run, add_task(progress, "quality")
         )
         speed = None
         if config.timing:
@@ -112,7 +112,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
                 config.repeat,
                 config.run,
             )
-            speed = measure_speed(llm, plan, _task(progress, "timing"))
+            speed = measure_speed(llm, plan, add_task(progress, "timing"))
         runs = [_run_row(store, spec, config, speed) for spec in policies]
     meta = _meta(llm, config, prompts, truncated, started, speed)
     write_results(config.output / "results.json", meta, runs)
@@ -203,19 +203,3 @@ def _meta(
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "timing": None if speed is None else speed.stamp,
     }
-
-
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(
-        *columns, TimeElapsedColumn(), TextColumn("{task.fields[label]}"), console=console
-    )
-
-
-def _task(progress: Progress, name: str) -> Any:
-    task = progress.add_task(name, total=None, label="")
-
-    def report(done: int, total: int, label: str) -> None:
-        progress.update(task, completed=done, total=total, label=label)
-
-    return report

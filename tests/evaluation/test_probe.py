@@ -9,7 +9,7 @@ from dynkern.evaluation.calibration import BURST, Calibration
 from dynkern.evaluation.probe import EngineProbe
 from dynkern.llm import LLM
 from support.backends import BACKENDS
-from support.opt import save_opt
+from support.opt import random_prompts, save_opt
 
 NUM_LAYERS = 6
 
@@ -49,6 +49,31 @@ def test_the_longest_rows_stay_within_the_positions(llm):
     probe = EngineProbe(llm.engine, [llm.spec.max_positions], with_fill=False)
     probe.full_passes(2, BURST)
     assert probe.kv_fill_part is None
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_rows_hold_what_the_model_says_to_prompts(llm, n_rows):
+    prompts = [list(p) for p in random_prompts(2, seed=5)]
+    probe = EngineProbe.after(llm.engine, prompts, 6, with_fill=False)
+    probe.full_pass(n_rows)
+    rows = probe._passes[n_rows]
+    mine = [prompts[i % 2] for i in range(n_rows)]
+    assert rows.cache.length.tolist() == [[len(p) + 6 for p in mine]] * NUM_LAYERS
+    said = llm.generate(mine, max_new_tokens=8, force_length=True, batch_size=n_rows)
+    assert rows.batch.token.tolist() == [row.token_ids[6] for row in said]
+    before = snapshot(rows), rows.batch.token.tolist()
+    probe.full_passes(n_rows, BURST)
+    assert (snapshot(rows), rows.batch.token.tolist()) == before
+    with llm.engine.stepping():
+        assert probe._decode(rows, 1).tolist() == [row.token_ids[7] for row in said]
+
+
+def test_long_prompts_leave_room_for_a_burst(llm):
+    most = llm.spec.max_positions
+    prompts = [[2] + [9] * (most - 1), [2, 7, 7]]
+    probe = EngineProbe.after(llm.engine, prompts, 1, with_fill=False)
+    probe.full_passes(2, BURST)
+    assert probe._passes[2].cache.length[0].tolist() == [most - BURST, 3]
 
 
 def test_it_counts_its_passes(llm, monkeypatch):
