@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,10 +31,11 @@ from dynkern.runtime.request import (
     Request,
     RunResult,
     RunStats,
+    SamplingParams,
     TokenEvent,
     TokenPolicy,
 )
-from dynkern.runtime.sampling import TokenPicker
+from dynkern.runtime.sampling import Head, TokenPicker
 from dynkern.runtime.scheduler import ScheduledBatch, Scheduler
 
 # one call of the executor may take this long: somebody waits for tokens, or for Ctrl-C. A call
@@ -42,16 +43,21 @@ from dynkern.runtime.scheduler import ScheduledBatch, Scheduler
 LISTENED_SECONDS = 0.015
 UNWATCHED_SECONDS = 0.25
 
+OnPass = Callable[[Sequence[TokenEvent]], Collection[int] | None]
+
 
 @dataclass(frozen=True)
 class RunOptions:
     """How requests run. batch_size: rows at most; prefill: "full" or "routed";
-    kv_fill: a rule of executors/kv_fill.py; seed: of Philox."""
+    kv_fill: a rule of executors/kv_fill.py; seed: of Philox. picker(head, sampling, seed): makes
+    the picker of a batch; None takes TokenPicker.
+    """
 
     batch_size: int = 8
     prefill: str = "full"
     kv_fill: str = "project"
     seed: int = 0
+    picker: Callable[[Head, SamplingParams, int], TokenPicker] | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -86,13 +92,19 @@ class Engine:
         requests: Sequence[Request],
         options: RunOptions,
         on_token: Callable[[int, int], None] | None = None,
+        on_pass: OnPass | None = None,
     ) -> RunResult:
-        """Run every request to its end. on_token(request id, token id) as tokens are read."""
+        """Run every request to its end. on_token(request id, token id) as tokens are read.
+
+        on_pass(events): called once a pass is booked, prefill's first tokens included, with the
+        events of all rows that it was for, in request order; it returns ids of requests to end
+        there ("stopped"). With it the executor runs one pass at a time.
+        """
         stats = RunStats()
         done: dict[int, Completion] = {}
         started = time.perf_counter()
         seconds = UNWATCHED_SECONDS if on_token is None else LISTENED_SECONDS
-        for event in self._events(requests, options, stats, seconds):
+        for event in self._events(requests, options, stats, seconds, on_pass):
             if on_token is not None:
                 on_token(event.request_id, event.token_id)
             if event.completion is not None:
@@ -112,11 +124,12 @@ class Engine:
         options: RunOptions,
         stats: RunStats,
         seconds: float,
+        on_pass: OnPass | None = None,
     ) -> Iterator[TokenEvent]:
         self._check(requests, options)
         scheduler = Scheduler(requests, options.batch_size, self.spec.num_layers)
         while (batch := scheduler.next_batch()) is not None:
-            run = _BatchRun(self, batch, options, stats, seconds)
+            run = _BatchRun(self, batch, options, stats, seconds, on_pass)
             try:
                 yield from run.events()
             finally:
@@ -218,10 +231,13 @@ class _BatchRun:
         options: RunOptions,
         stats: RunStats,
         seconds: float,
+        on_pass: OnPass | None,
     ) -> None:
         self.engine, self.options, self.stats, self.seconds = engine, options, stats, seconds
+        self.on_pass = on_pass
         self.requests, self.program = scheduled.requests, scheduled.program
-        self.picker = TokenPicker(engine.executor.head, scheduled.sampling, options.seed)
+        make_picker = options.picker or TokenPicker
+        self.picker = make_picker(engine.executor.head, scheduled.sampling, options.seed)
         self.cache: KVCache | None = None
         layers = engine.spec.num_layers
         self.rows = [
@@ -237,13 +253,27 @@ class _BatchRun:
             events = self._commit(range(len(self.rows)), tokens)
             self.engine.synchronize()
         stats.seconds_prefill += time.perf_counter() - started
-        yield from events
+        yield from self._heard(events)
         while self._live():
             started = time.perf_counter()
             with self.engine.stepping():
                 events = self._step()
             stats.seconds_decode += time.perf_counter() - started
-            yield from events
+            yield from self._heard(events)
+
+    def _heard(self, events: list[TokenEvent]) -> list[TokenEvent]:
+        """The events, with the completions of rows that on_pass ends."""
+        ended = set((self.on_pass and self.on_pass(events)) or ())
+        with self.engine.stepping():
+            for slot, request in enumerate(self.requests):
+                if request.id in ended and self.rows[slot].stop_reason is None:
+                    self.rows[slot].stop_reason = "stopped"
+                    self.batch.retire(slot)
+        rows = {row.request_id: row for row in self.rows if row.stop_reason == "stopped"}
+        return [
+            TokenEvent(e.request_id, e.token_id, e.completion or rows.get(e.request_id))
+            for e in events
+        ]
 
     def _live(self) -> list[int]:
         return [slot for slot, row in enumerate(self.rows) if row.stop_reason is None]
@@ -254,7 +284,8 @@ class _BatchRun:
             request.max_new_tokens - len(row.token_ids)
             for request, row in zip(self.requests, self.rows, strict=True)
         ]
-        limits = PassLimits(max(remaining), self.seconds, remaining, self.eos_ids)
+        passes = 1 if self.on_pass is not None else max(remaining)
+        limits = PassLimits(passes, self.seconds, remaining, self.eos_ids)
         results = self.engine.executor.advance(self.batch, self.cache, self.picker, limits)
         if not results:
             raise RuntimeError("the executor ran no pass although rows are live")

@@ -93,7 +93,7 @@ class Completion:
     prompt_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
     text: str | None = None
-    stop_reason: Literal["eos", "length"] | None = None
+    stop_reason: Literal["eos", "length", "stopped"] | None = None
     layers_run: list[int] = field(default_factory=list)
     layer_counts: list[int] = field(default_factory=list)
 
