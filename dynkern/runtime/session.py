@@ -126,6 +126,12 @@ class Session:
         if self.closed:
             raise RuntimeError("session: closed")
 
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Give back what the session holds, whether or not everything has ended."""
         self.closed = True
@@ -189,10 +195,13 @@ class Session:
 
     def _whose_turn(self) -> Group:
         """Groups take turns of TURN_PASSES passes."""
-        self._turn = [key for key in self._turn if self._groups[key].rows]
-        self._turn += [k for k, g in self._groups.items() if g.rows and k not in self._turn]
+        live = [key for key, group in self._groups.items() if group.rows]
+        first = self._turn[0] if self._turn else None
         if self._turn_passes >= TURN_PASSES:
             self._turn.append(self._turn.pop(0))
+        self._turn = [key for key in self._turn if key in live]
+        self._turn += [key for key in live if key not in self._turn]
+        if self._turn_passes >= TURN_PASSES or self._turn[0] != first:
             self._turn_passes = 0
         return self._groups[self._turn[0]]
 
