@@ -135,18 +135,23 @@ class Engine:
         """Tokens as they are read; `stats` grows along. Raises ValueError first."""
         return self._events(requests, options, stats, LISTENED_SECONDS)
 
-    def session(self, options: RunOptions, stats: RunStats | None = None) -> Session:
+    def session(
+        self, options: RunOptions, stats: RunStats | None = None, expected: int | None = None
+    ) -> Session:
         """Continuous batching for requests that come and go; close it.
 
         stats: grows along, a PassCount for each pass; None keeps totals only, so that memory stays
-        flat however long the session lives.
+        flat however long the session lives. expected: how many requests are submitted, all at
+        once, where that is known: their K/V cache need not be ready for others.
         """
+        known = expected is not None
         return Session(
             self,
             options,
             RunStats() if stats is None else stats,
-            slots=options.batch_size,
+            slots=max(1, min(options.batch_size, expected)) if known else options.batch_size,
             seconds=LISTENED_SECONDS,
+            is_open=not known,
             counts_passes=stats is not None,
         )
 
