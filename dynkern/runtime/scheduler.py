@@ -90,11 +90,11 @@ class Company:
 class Scheduler:
     """Requests in order of deadline and submission, and the choice of the next one to admit.
 
-    A choice is made among the pool: the first POOL_GENERATIONS requests for each slot, all of one
-    deadline, refilled once all of them have been admitted. fifo takes the first that can share
-    passes with the rows that are live; cohort the one whose route adds the fewest layers to
-    their union, and of these the one that uses most of it. Whoever was overtaken max_wait passes
-    ago goes first. An earlier deadline is never overtaken by a later one.
+    Requests with a deadline keep that order. Among others a choice is made within the pool: the
+    first POOL_GENERATIONS of them for each slot, refilled once all have been admitted. fifo takes
+    the first that can share passes with the rows that are live; cohort the one whose route adds
+    the fewest layers to their union, and of these the one that uses most of it. Whoever was
+    overtaken max_wait passes ago goes first.
     """
 
     def __init__(self, schedule: str, slots: int, max_wait: int) -> None:
@@ -154,7 +154,7 @@ class Scheduler:
         for entry in pool:
             if entry.overtaken is not None and now - entry.overtaken >= self.max_wait:
                 return entry
-        if company.group is None:
+        if company.group is None or pool[0].order[0] < inf:
             return pool[0]
         if self.schedule != "cohort":
             return next((e for e in pool if e.group == company.group), pool[0])
