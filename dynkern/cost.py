@@ -313,6 +313,32 @@ def roofline_of_passes(
     )
 
 
+def roofline_model(
+    spec: DecoderShape,
+    rows: int,
+    length: float,
+    weight_bytes: float,
+    kv_bytes: float,
+    bandwidth: float,
+    peak: float,
+) -> CostModel:
+    """A CostModel of what the roofline allows, for up to `rows` rows of K/V length `length`: for
+    choices that must be made before anything is measured.
+    """
+    fixed, layer = [], []
+    for n in range(1, rows + 1):
+        count = PassCount(n, (n,) * spec.num_layers, length=length)
+        parts = part_costs(spec, count, weight_bytes, kv_bytes)
+        layers = [part for part in parts if part.name.startswith("layer ")]
+        others = [part for part in parts if not part.name.startswith("layer ")]
+        layer.append(roofline_time(layers, bandwidth, peak) / spec.num_layers)
+        fixed.append(roofline_time(others, bandwidth, peak))
+    counts = tuple(range(1, rows + 1))
+    return CostModel(
+        LayerTimes(counts, tuple(fixed)), LayerTimes(counts, tuple(layer)), length=length
+    )
+
+
 def roofline_efficiency(roofline: float, measured: float) -> float:
     """roofline / measured: 1 = at the machine's limit. ValueError unless both are positive.
 

@@ -26,6 +26,7 @@ from dynkern.runtime.request import (
     RunStats,
     SamplingParams,
 )
+from dynkern.text_stream import TextStream
 
 logger = logging.getLogger("dynkern")
 Prompt = str | Sequence[int]
@@ -114,27 +115,32 @@ class LLM:
         prompts: Sequence[Prompt],
         policy: str | Policy | Sequence[str | Policy] = "full",
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | Sequence[int] = 64,
         batch_size: int = 8,
         prefill: str = "full",
         kv_fill: str = "project",
         seed: int = 0,
         force_length: bool = False,
-        sampling: SamplingParams | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         request_ids: Sequence[int] | None = None,
+        schedule: str = "auto",
+        deadlines: Sequence[float | None] | None = None,
         on_token: Callable[[int, int], None] | None = None,
     ) -> RunResult:
         """Generate for every prompt; completions in order, and what the run took.
 
-        prompts: texts, or lists of token ids (BOS included, as they are). policy: one for all, or
-        one for each prompt. prefill: "full" or "routed"; kv_fill: "project", "copy", "deferred"
-        or "mask". force_length: EOS ignored. request_ids: counters of the randomness,
-        by default 0, 1, …. on_token(request_id, token_id): called as tokens are read.
+        prompts: texts, or lists of token ids (BOS included, as they are). policy, max_new_tokens,
+        sampling: one for all, or one for each prompt. batch_size: rows at a time; one that ends
+        makes room for the next. prefill: "full" or "routed"; kv_fill: "project", "copy",
+        "deferred" or "mask". force_length: EOS ignored. request_ids: counters of the randomness,
+        by default 0, 1, …. schedule: "fifo", "cohort" (like routes together) or "auto", by cost.
+        deadlines: any numbers, the earliest are served first. on_token(request_id, token_id):
+        called as tokens are read.
         Raises ValueError, one line, before anything runs.
         """
-        options = RunOptions(batch_size, prefill, kv_fill, seed)
+        options = RunOptions(batch_size, prefill, kv_fill, seed, schedule=schedule)
         requests = self._requests(
-            prompts, policy, max_new_tokens, force_length, sampling, request_ids
+            prompts, policy, max_new_tokens, force_length, sampling, request_ids, deadlines
         )
         result = self.engine.run(requests, options, on_token)
         if self.tokenizer is not None:
@@ -161,26 +167,48 @@ class LLM:
         on_done: Callable[[Completion, RunStats], None] | None = None,
     ) -> Iterator[str]:
         """Pieces of text as they come; on_done(completion, stats) once the row has ended."""
-        from tokenizers.decoders import DecodeStream
+        with self.stream_many(
+            [prompt],
+            policy,
+            max_new_tokens=max_new_tokens,
+            batch_size=1,
+            prefill=prefill,
+            kv_fill=kv_fill,
+            seed=seed,
+            sampling=sampling,
+        ) as stream:
+            for event in stream:
+                if event.text:
+                    yield event.text
+                if event.completion is not None and on_done is not None:
+                    on_done(event.completion, stream.stats)
 
-        self._need_tokenizer()
-        options = RunOptions(1, prefill, kv_fill, seed)
-        requests = self._requests([prompt], policy, max_new_tokens, False, sampling, None)
-        stats = RunStats()
-        backend, pieces = self.tokenizer._tokenizer, DecodeStream(skip_special_tokens=True)
-        streamed = ""
-        for event in self.engine.stream(requests, options, stats):
-            piece = pieces.step(backend, event.token_id) or ""
-            if event.completion is not None:
-                event.completion.text = self.decode(event.completion.token_ids)
-                # what a character that never came to its end has held back
-                shown, text = streamed + piece, event.completion.text
-                piece += text[len(shown) :] if text.startswith(shown) else ""
-            streamed += piece
-            if piece:
-                yield piece
-            if event.completion is not None and on_done is not None:
-                on_done(event.completion, stats)
+    def stream_many(
+        self,
+        prompts: Sequence[Prompt],
+        policy: str | Policy | Sequence[str | Policy] = "full",
+        *,
+        max_new_tokens: int | Sequence[int] = 64,
+        batch_size: int = 8,
+        prefill: str = "full",
+        kv_fill: str = "project",
+        seed: int = 0,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        request_ids: Sequence[int] | None = None,
+        schedule: str = "auto",
+        deadlines: Sequence[float | None] | None = None,
+    ) -> TextStream:
+        """Pieces of all texts as they come, as events with a request id; `cancel(id)` ends one.
+
+        Arguments as of `run`. Use it in a `with` where it may be left early.
+        """
+        tokenizer = self._need_tokenizer()
+        options = RunOptions(batch_size, prefill, kv_fill, seed, schedule=schedule)
+        requests = self._requests(
+            prompts, policy, max_new_tokens, False, sampling, request_ids, deadlines
+        )
+        session = self.engine.session(options, RunStats(), expected=len(requests))
+        return TextStream(session, requests, tokenizer._tokenizer, self.decode)
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -193,28 +221,37 @@ class LLM:
         self,
         prompts: Sequence[Prompt],
         policy: Any,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         force_length: bool,
-        sampling: SamplingParams | None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None,
         request_ids: Sequence[int] | None,
+        deadlines: Sequence[float | None] | None,
     ) -> list[Request]:
         if isinstance(prompts, str):
             raise ValueError("prompts: got one string, expected a list of prompts")
-        ids = list(request_ids) if request_ids is not None else list(range(len(prompts)))
-        if len(ids) != len(prompts):
-            raise ValueError(f"request_ids: got {len(ids)} for {len(prompts)} prompts")
-        policies = self._policies(policy, len(prompts))
+        count = len(prompts)
+        columns = {
+            "request_ids": range(count) if request_ids is None else list(request_ids),
+            "max_new_tokens": max_new_tokens,
+            "sampling": sampling or SamplingParams(),
+            "deadlines": deadlines,
+        }
+        ids, limits, samplings, dues = (
+            _one_each(name, given, count) for name, given in columns.items()
+        )
+        policies = self._policies(policy, count)
         return [
             Request(
-                id=request_id,
+                id=ids[i],
                 prompt_ids=tuple(self._prompt_ids(prompt)),
-                policy=chosen,
-                max_new_tokens=max_new_tokens,
+                policy=policies[i],
+                max_new_tokens=limits[i],
                 eos_token_ids=frozenset([self.spec.eos_token_id]),
                 force_length=force_length,
-                sampling=sampling or SamplingParams(),
+                sampling=samplings[i],
+                deadline=dues[i],
             )
-            for request_id, prompt, chosen in zip(ids, prompts, policies, strict=True)
+            for i, prompt in enumerate(prompts)
         ]
 
     def _policies(self, policy: Any, count: int) -> list[Policy]:
@@ -239,6 +276,15 @@ class LLM:
         if not prompt.strip():
             raise ValueError("prompt: empty, expected some text")
         return self.encode(prompt)
+
+
+def _one_each(name: str, given: Any, count: int) -> Sequence[Any]:
+    """One value for each prompt, of a value for all or of a sequence."""
+    if not isinstance(given, Sequence):
+        return [given] * count
+    if len(given) != count:
+        raise ValueError(f"{name}: got {len(given)} for {count} prompts")
+    return given
 
 
 def _load_tokenizer(directory: Path) -> Any:

@@ -237,6 +237,7 @@ bool DecodePass::run(int64_t p) {
 }
 
 void DecodePass::advance(int64_t p) {
+  ended_ = false;
   for (const int32_t row : alive_) {
     const int64_t token = token_[static_cast<size_t>(row)];
     args_.out_token[p * args_.n_slots + row] = token;
@@ -250,7 +251,10 @@ void DecodePass::advance(int64_t p) {
     }
     const int64_t* eos = args_.eos_ids + args_.eos_bounds[row];
     const int64_t* last = args_.eos_ids + args_.eos_bounds[row + 1];
-    if (args_.remaining[row] <= 0 || std::find(eos, last, token) != last) args_.alive[row] = 0;
+    if (args_.remaining[row] <= 0 || std::find(eos, last, token) != last) {
+      args_.alive[row] = 0;
+      ended_ = true;
+    }
   }
 }
 
@@ -285,6 +289,7 @@ DYNKERN_EXPORT int64_t dynkern_cpu_decode(const Model* model, const Decode* args
     while (p < args->max_passes && pass.run(p)) {
       ++p;
       if (!args->advance || args->pick == kHidden || now() >= end) break;
+      if (args->advance == 2 && pass.ended()) break;
       if (args->stop != nullptr && *static_cast<const volatile int32_t*>(args->stop) != 0) break;
     }
     return p;

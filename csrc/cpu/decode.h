@@ -61,6 +61,8 @@ class DecodePass {
 
   // Pass number p of the call; false where no row is alive.
   bool run(int64_t p);
+  // Whether a row ended in the last pass.
+  bool ended() const { return ended_; }
   // Only embedding and head, or only K/V fills of every layer: parts to be timed.
   void run_fixed();
   void run_fill();
@@ -89,6 +91,7 @@ class DecodePass {
   std::vector<uint8_t> settled_;
   uint8_t* ran_ = nullptr;
   int64_t head_rows_ = 0;
+  bool ended_ = false;
 };
 
 }  // namespace dynkern

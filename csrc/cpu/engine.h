@@ -96,12 +96,13 @@ struct Prefill {
   float* hidden;          // out [n_rows, embed]: last token of each row as the head reads it
 };
 
-// Decode passes of one batch. "in/out" arrays are advanced when `advance` is 1.
+// Decode passes of one batch. "in/out" arrays are advanced unless `advance` is 0.
 struct Decode {
   int64_t n_threads;
   int64_t n_slots;      // B
   int64_t max_passes;   // P, at least 1
-  int64_t advance;      // 0: one pass, and token, position, step and alive stay as they are
+  int64_t advance;      // 0: one pass, and token, position, step and alive stay as they are;
+                        // 2: no further pass starts once a row has ended
   double max_seconds;   // no further pass starts after that
   const int32_t* stop;  // no further pass starts once *stop != 0; null for never
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from dynkern.runtime.request import PlanRequest
 class FixedRoute(ABC):
     """A planned policy whose route depends on the model's depth alone."""
 
+    sees_prompt_state = False
+
     @abstractmethod
     def route(self, num_layers: int) -> Tensor:
         """The route, bool [num_layers]; ValueError where the policy does not fit the model."""
@@ -26,7 +29,7 @@ class FixedRoute(ABC):
 
     def plan(self, requests: Sequence[PlanRequest]) -> list[Tensor]:
         """The same route for every request."""
-        return [self.route(request.num_layers) for request in requests]
+        return [self.route(requests[0].num_layers)] * len(requests) if requests else []
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Random:
 
     budget: int
     force_first: bool = False
+    sees_prompt_state: ClassVar[bool] = False
 
     @property
     def spec(self) -> str:

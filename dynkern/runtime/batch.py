@@ -43,7 +43,8 @@ class DecodeBatch:
     All tensors are on the device and keep their addresses for the batch's life: token, position
     (index in the row), request, step (tokens generated so far): int64 [B]; alive: bool [B];
     route: bool [L, B], all True for a token policy. `program` is the token policy's program, or
-    None for planned routes. `fill` belongs to the executor: its kv_fill state over passes.
+    None for planned routes. `fill` belongs to the executor: its kv_fill state over passes; if it
+    has a method forget(slot), that is called when another row takes the slot.
     """
 
     def __init__(
@@ -80,6 +81,9 @@ class DecodeBatch:
         self.request[slot], self.step[slot] = request, 1
         self.alive[slot] = True
         self.route[:, slot] = True if route is None else route.to(self.route.device)
+        forget = getattr(self.fill, "forget", None)
+        if forget is not None:
+            forget(slot)
         self.rows_changed()
 
     def retire(self, slot: int) -> None:
@@ -131,13 +135,15 @@ class PassResult:
 class PassLimits:
     """How far an executor may go on its own. At least one pass runs; none starts once max_passes
     have run or max_seconds have gone by. A row ends with its first token of eos_ids[slot] (empty:
-    none ends it) or with its remaining[slot]-th, and takes no part in later passes.
+    none ends it) or with its remaining[slot]-th, and takes no part in later passes. until_end: no
+    pass starts once a row has ended, since another one waits for its slot.
     """
 
     max_passes: int
     max_seconds: float
     remaining: Sequence[int]
     eos_ids: Sequence[frozenset[int]]
+    until_end: bool = False
 
     def ends(self, slot: int, token: int, passes: int) -> bool:
         """Whether the slot's row ends with `token`, picked in the passes-th pass."""

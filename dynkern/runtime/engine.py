@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from dynkern import routes as route_math
-from dynkern.cost import PassCount
+from dynkern.cost import CostModel, roofline_model
 from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights
@@ -22,48 +21,71 @@ from dynkern.ops.backends import (
     requested_backend,
     use_backend,
 )
-from dynkern.runtime.batch import DecodeBatch, PassLimits, PassResult, PrefillResult
 from dynkern.runtime.executors import make_executor
 from dynkern.runtime.kv_cache import KVCache
 from dynkern.runtime.request import (
     Completion,
-    PlanRequest,
     Request,
     RunResult,
     RunStats,
+    SamplingParams,
     TokenEvent,
     TokenPolicy,
 )
-from dynkern.runtime.sampling import TokenPicker
-from dynkern.runtime.scheduler import ScheduledBatch, Scheduler
+from dynkern.runtime.sampling import Head, TokenPicker
+from dynkern.runtime.scheduler import SCHEDULES
+from dynkern.runtime.session import Session
 
 # one call of the executor may take this long: somebody waits for tokens, or for Ctrl-C. A call
 # costs half a millisecond of Python and of waking threads: 6 % at 5 ms (OPT-125m, 1 row)
 LISTENED_SECONDS = 0.015
 UNWATCHED_SECONDS = 0.25
 
+# bytes/s and operations/s where nothing was measured: two cores of a server, one H100. A choice
+# between schedules depends on little more than their ratio
+NOMINAL_PEAKS = {"cpu": (30e9, 200e9), "cuda": (2.5e12, 400e12)}
+
+OnPass = Callable[[Sequence[TokenEvent]], Collection[int] | None]
+
 
 @dataclass(frozen=True)
 class RunOptions:
     """How requests run. batch_size: rows at most; prefill: "full" or "routed";
-    kv_fill: a rule of executors/kv_fill.py; seed: of Philox."""
+    kv_fill: a rule of executors/kv_fill.py; seed: of Philox. picker(head, sampling, seed): makes
+    the picker of a group of rows; None takes TokenPicker.
+
+    schedule: "fifo", "cohort" (equal and nested routes together) or "auto", which asks the cost
+    model. prefill_tokens: prompts prefilled at a time while rows decode. max_wait: passes after
+    which whoever was overtaken goes first. prompt_bytes: prefilled prompts kept at most for
+    requests that still wait.
+    """
 
     batch_size: int = 8
     prefill: str = "full"
     kv_fill: str = "project"
     seed: int = 0
+    picker: Callable[[Head, SamplingParams, int], TokenPicker] | None = None
+    schedule: str = "auto"
+    prefill_tokens: int = 512
+    max_wait: int = 512
+    prompt_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size: got {self.batch_size}, expected 1 or more")
         route_math.check_choice("prefill", self.prefill, route_math.PREFILLS)
         route_math.check_choice("kv_fill", self.kv_fill, route_math.KV_FILLS)
+        route_math.check_choice("schedule", self.schedule, SCHEDULES)
+        for name, least in (("prefill_tokens", 1), ("max_wait", 0), ("prompt_bytes", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected {least} or more")
         if not 0 <= self.seed < 1 << 64:
             raise ValueError(f"seed: got {self.seed}, expected an integer from 0 to 2**64 - 1")
 
 
 class Engine:
     """Runs requests on one model. backend: "auto", or one that everything must run on.
+    cost_model: set it to decode times measured on this engine, and schedules are chosen by them.
 
     Raises BackendUnavailable (a ValueError) where these weights cannot run on the one named.
     """
@@ -79,6 +101,7 @@ class Engine:
         else:
             check_runnable(backend, self.device.type)
         self.executor = make_executor(spec, weights)
+        self.cost_model: CostModel | None = None
         self._cache: KVCache | None = None
 
     def run(
@@ -86,14 +109,20 @@ class Engine:
         requests: Sequence[Request],
         options: RunOptions,
         on_token: Callable[[int, int], None] | None = None,
+        on_pass: OnPass | None = None,
     ) -> RunResult:
-        """Run every request to its end. on_token(request id, token id) as tokens are read."""
+        """Run every request to its end. on_token(request id, token id) as tokens are read.
+
+        on_pass(events): called once a pass is booked, prefill's first tokens included, with the
+        events of all rows that it was for, in request order; it returns ids of requests to end
+        there ("stopped"). With it the executor runs one pass at a time.
+        """
         stats = RunStats()
         done: dict[int, Completion] = {}
         started = time.perf_counter()
         seconds = UNWATCHED_SECONDS if on_token is None else LISTENED_SECONDS
-        for event in self._events(requests, options, stats, seconds):
-            if on_token is not None:
+        for event in self._events(requests, options, stats, seconds, on_pass):
+            if on_token is not None and event.token_id is not None:
                 on_token(event.request_id, event.token_id)
             if event.completion is not None:
                 done[event.request_id] = event.completion
@@ -103,8 +132,28 @@ class Engine:
     def stream(
         self, requests: Sequence[Request], options: RunOptions, stats: RunStats
     ) -> Iterator[TokenEvent]:
-        """Tokens as they are read, batch by batch; `stats` grows along. Raises ValueError first."""
+        """Tokens as they are read; `stats` grows along. Raises ValueError first."""
         return self._events(requests, options, stats, LISTENED_SECONDS)
+
+    def session(
+        self, options: RunOptions, stats: RunStats | None = None, expected: int | None = None
+    ) -> Session:
+        """Continuous batching for requests that come and go; close it.
+
+        stats: grows along, a PassCount for each pass; None keeps totals only, so that memory stays
+        flat however long the session lives. expected: how many requests are submitted, all at
+        once, where that is known: their K/V cache need not be ready for others.
+        """
+        known = expected is not None
+        return Session(
+            self,
+            options,
+            RunStats() if stats is None else stats,
+            slots=max(1, min(options.batch_size, expected)) if known else options.batch_size,
+            seconds=LISTENED_SECONDS,
+            is_open=not known,
+            counts_passes=stats is not None,
+        )
 
     def _events(
         self,
@@ -112,15 +161,45 @@ class Engine:
         options: RunOptions,
         stats: RunStats,
         seconds: float,
+        on_pass: OnPass | None = None,
     ) -> Iterator[TokenEvent]:
-        self._check(requests, options)
-        scheduler = Scheduler(requests, options.batch_size, self.spec.num_layers)
-        while (batch := scheduler.next_batch()) is not None:
-            run = _BatchRun(self, batch, options, stats, seconds)
-            try:
-                yield from run.events()
-            finally:
-                run.close()
+        session = Session(
+            self,
+            options,
+            stats,
+            slots=max(1, min(options.batch_size, len(requests))),
+            seconds=seconds,
+            one_pass=on_pass is not None,
+            is_open=False,
+        )
+        try:
+            session.submit(requests)
+            while session.busy:
+                events = session.step()
+                if on_pass is not None:
+                    events = _ended(events, session.stop(on_pass(events) or ()))
+                yield from events
+        finally:
+            session.close()
+
+    def make_picker(self, options: RunOptions, sampling: SamplingParams) -> TokenPicker:
+        """The picker of a group of rows."""
+        make = options.picker or TokenPicker
+        return make(self.executor.head, sampling, options.seed)
+
+    def decode_cost(self, rows: int, length: float) -> CostModel:
+        """`cost_model` where it was measured for as many rows, else what the roofline says."""
+        measured = self.cost_model
+        if measured is not None and max(1, rows) in _measured_rows(measured):
+            return measured
+        return roofline_model(
+            self.spec,
+            rows,
+            length,
+            self.weights.element_size,
+            self.executor.dtype.itemsize,
+            *NOMINAL_PEAKS[self.device.type],
+        )
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -169,7 +248,8 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def _check(self, requests: Sequence[Request], options: RunOptions) -> None:
+    def check(self, requests: Sequence[Request], options: RunOptions) -> None:
+        """ValueError, one line, for requests that cannot run."""
         ids = [request.id for request in requests]
         if len(set(ids)) != len(ids):
             raise ValueError("requests: ids repeat, expected distinct ones")
@@ -208,178 +288,16 @@ def _check_packed(argument: str, backend: str) -> None:
         )
 
 
-class _BatchRun:
-    """One batch from prefill to its last token. seconds: how long one step may take, about."""
+def _ended(events: Sequence[TokenEvent], done: dict[int, Completion]) -> list[TokenEvent]:
+    """The events with the completions of rows that were ended after them."""
+    ended = [
+        TokenEvent(e.request_id, e.token_id, e.completion or done.pop(e.request_id, None))
+        for e in events
+    ]
+    # rows of other passes, and those that had not begun
+    return ended + [TokenEvent(i, None, completion) for i, completion in done.items()]
 
-    def __init__(
-        self,
-        engine: Engine,
-        scheduled: ScheduledBatch,
-        options: RunOptions,
-        stats: RunStats,
-        seconds: float,
-    ) -> None:
-        self.engine, self.options, self.stats, self.seconds = engine, options, stats, seconds
-        self.requests, self.program = scheduled.requests, scheduled.program
-        self.picker = TokenPicker(engine.executor.head, scheduled.sampling, options.seed)
-        self.cache: KVCache | None = None
-        layers = engine.spec.num_layers
-        self.rows = [
-            Completion(r.id, list(r.prompt_ids), layer_counts=[0] * layers) for r in self.requests
-        ]
-        self.eos_ids = [frozenset() if r.force_length else r.eos_token_ids for r in self.requests]
 
-    def events(self) -> Iterator[TokenEvent]:
-        """Prefill, then passes until no row is live."""
-        stats, started = self.stats, time.perf_counter()
-        with self.engine.stepping():
-            tokens = self._prefill()
-            events = self._commit(range(len(self.rows)), tokens)
-            self.engine.synchronize()
-        stats.seconds_prefill += time.perf_counter() - started
-        yield from events
-        while self._live():
-            started = time.perf_counter()
-            with self.engine.stepping():
-                events = self._step()
-            stats.seconds_decode += time.perf_counter() - started
-            yield from events
-
-    def _live(self) -> list[int]:
-        return [slot for slot, row in enumerate(self.rows) if row.stop_reason is None]
-
-    def _step(self) -> list[TokenEvent]:
-        """As many passes as the executor runs at a time, committed in order."""
-        remaining = [
-            request.max_new_tokens - len(row.token_ids)
-            for request, row in zip(self.requests, self.rows, strict=True)
-        ]
-        limits = PassLimits(max(remaining), self.seconds, remaining, self.eos_ids)
-        results = self.engine.executor.advance(self.batch, self.cache, self.picker, limits)
-        if not results:
-            raise RuntimeError("the executor ran no pass although rows are live")
-        events = []
-        for result in results:
-            alive = self._live()
-            self._count(alive, result)
-            events += self._commit(alive, result.token.tolist())
-        return events
-
-    def close(self) -> None:
-        """Give back what the batch holds, whether or not it ran to its end."""
-        if self.cache is not None:
-            self.engine.give_back(self.cache)
-            self.batch.fill = self.cache = None
-
-    def _prefill(self) -> list[int]:
-        """Token 1 of every row; leaves the batch and its cache ready to decode."""
-        engine, options = self.engine, self.options
-        plans = self._plan(None) if options.prefill == "routed" else None
-        # one prefill serves every request with the same prompt (and, routed, the same route)
-        keys = [
-            (request.prompt_ids, None if plans is None else tuple(plans[i].tolist()))
-            for i, request in enumerate(self.requests)
-        ]
-        unique = list(dict.fromkeys(keys))
-        prompts = [prompt for prompt, _ in unique]
-        routed = None if plans is None else torch.tensor([route for _, route in unique])
-        state = engine.executor.prefill(prompts, routed)
-        owner = [unique.index(key) for key in keys]
-        if plans is None and self.program is None:
-            plans = self._plan(state.hidden[owner])
-        self._admit(state, owner, plans)
-        return self._first_tokens(state.hidden[owner])
-
-    def _plan(self, prompt_states: Tensor | None) -> list[Tensor]:
-        """A route for each request; each policy is asked once for all of its requests."""
-        num_layers, seed = self.engine.spec.num_layers, self.options.seed
-        by_policy: dict[int, list[int]] = {}
-        for slot, request in enumerate(self.requests):
-            by_policy.setdefault(id(request.policy), []).append(slot)
-        plans: dict[int, Tensor] = {}
-        for slots in by_policy.values():
-            policy = self.requests[slots[0]].policy
-            asked = [
-                PlanRequest(
-                    self.requests[slot].id,
-                    self.requests[slot].prompt_ids,
-                    num_layers,
-                    seed,
-                    None if prompt_states is None else prompt_states[slot],
-                )
-                for slot in slots
-            ]
-            name = f"policy {getattr(policy, 'spec', type(policy).__name__)}"
-            table = route_math.check_routes(name, policy.plan(asked), len(slots), num_layers)
-            plans.update(zip(slots, table, strict=True))
-        return [plans[slot] for slot in range(len(self.requests))]
-
-    def _admit(self, state: PrefillResult, owner: list[int], plans: list[Tensor] | None) -> None:
-        engine = self.engine
-        num_layers, n_slots = engine.spec.num_layers, len(self.requests)
-        routes = plans or [route_math.full(num_layers)] * n_slots
-        capacity = max(len(r.prompt_ids) + r.max_new_tokens for r in self.requests)
-        n_lanes = int(sum(route.sum() for route in routes))
-        self.batch = DecodeBatch(
-            num_layers,
-            n_slots,
-            self.options.kv_fill,
-            self.program,
-            self.options.seed,
-            engine.device,
-        )
-        self.cache = engine.take_cache(n_slots, n_lanes, capacity)
-        self.picker.begin(n_slots, capacity, engine.device)
-        for slot, request in enumerate(self.requests):
-            start, end = state.bounds[owner[slot]], state.bounds[owner[slot] + 1]
-            keys, values = state.keys[:, start:end], state.values[:, start:end]
-            self.cache.admit(slot, routes[slot], keys, values)
-            # the first token is not known yet; _first_tokens writes it
-            self.batch.admit(slot, 0, len(request.prompt_ids), request.id, routes[slot])
-            self.picker.remember(slot, 0, list(request.prompt_ids))
-
-    def _first_tokens(self, hidden: Tensor) -> list[int]:
-        batch = self.batch
-        slots = torch.arange(len(self.rows), dtype=torch.int32, device=self.engine.device)
-        step = torch.zeros_like(batch.step)
-        token = self.picker.pick(hidden, None, slots, batch.request, step)
-        batch.token.copy_(token)
-        # admitted rows stand at the first generated token
-        self.picker.note(batch.alive, batch.position - 1, token)
-        return token.tolist()
-
-    def _count(self, alive: list[int], result: PassResult) -> None:
-        ran = result.ran.cpu()
-        filled = result.filled.tolist()
-        lengths = [len(self.rows[s].prompt_ids) + len(self.rows[s].token_ids) - 1 for s in alive]
-        self.stats.passes.append(
-            PassCount(
-                rows=len(alive),
-                layer_rows=tuple(ran.sum(dim=1).tolist()),
-                fill_rows=tuple(filled) if any(filled) else (),
-                head_rows=int(result.head_rows),
-                length=sum(lengths) / len(lengths),
-            )
-        )
-        columns = ran.T.tolist()
-        for slot in alive:
-            row, column = self.rows[slot], columns[slot]
-            row.layers_run.append(sum(column))
-            row.layer_counts = [c + k for c, k in zip(row.layer_counts, column, strict=True)]
-
-    def _commit(self, slots: Sequence[int], tokens: list[int]) -> list[TokenEvent]:
-        """Book a pass's tokens; rows that stop leave the batch before anybody sees the event."""
-        events = []
-        for slot in slots:
-            row, request, token = self.rows[slot], self.requests[slot], tokens[slot]
-            row.token_ids.append(token)
-            if token in self.eos_ids[slot]:
-                row.stop_reason = "eos"
-            elif len(row.token_ids) == request.max_new_tokens:
-                row.stop_reason = "length"
-            if row.stop_reason is not None:
-                self.batch.retire(slot)
-            self.stats.new_tokens += 1
-            done = row if row.stop_reason is not None else None
-            events.append(TokenEvent(request.id, token, done))
-        return events
+def _measured_rows(model: CostModel) -> range:
+    highest = min(model.fixed.rows[-1], model.layer.rows[-1])
+    return range(1, highest + 1) if model.fixed.rows[0] == model.layer.rows[0] == 1 else range(0)

@@ -29,7 +29,11 @@ class PlanRequest:
 
 @runtime_checkable
 class PlannedPolicy(Protocol):
-    """Decides a route per sequence before it decodes; any Python may stand behind it."""
+    """Decides a route per sequence before it decodes; any Python may stand behind it.
+
+    With an attribute `sees_prompt_state = False` it is asked as soon as a request is submitted,
+    without the prompt's state, so that a scheduler knows the route of a request that waits.
+    """
 
     def plan(self, requests: Sequence[PlanRequest]) -> Sequence[Any]:
         """One route (num_layers booleans, at least one True) for each request, in order."""
@@ -69,6 +73,8 @@ class Request:
 
     prompt_ids: at least one id. eos_token_ids: generation stops on any of them. force_length: EOS
     is ignored and exactly max_new_tokens are generated; the text still ends at the first EOS.
+    deadline: any comparable number, say seconds; the earliest is served first, None last, and
+    equal ones in order of submission.
     """
 
     id: int
@@ -78,6 +84,7 @@ class Request:
     eos_token_ids: frozenset[int]
     force_length: bool = False
     sampling: SamplingParams = SamplingParams()
+    deadline: float | None = None
 
 
 @dataclass
@@ -87,13 +94,14 @@ class Completion:
     token_ids: generated ids, EOS included where it stopped the row. layers_run: layers executed
     in each routed pass (tokens 2..N), counted where layers run. layer_counts: for each layer, the
     routed passes of this row that ran it. text: special tokens dropped; None without a tokenizer.
+    stop_reason: "stopped" by on_pass, "cancelled" by whoever asked: what was generated is kept.
     """
 
     request_id: int
     prompt_ids: list[int]
     token_ids: list[int] = field(default_factory=list)
     text: str | None = None
-    stop_reason: Literal["eos", "length"] | None = None
+    stop_reason: Literal["eos", "length", "stopped", "cancelled"] | None = None
     layers_run: list[int] = field(default_factory=list)
     layer_counts: list[int] = field(default_factory=list)
 
@@ -105,13 +113,22 @@ class Completion:
 
 @dataclass
 class RunStats:
-    """Wall-clock seconds and executed work of one run; passes are the routed ones, in order."""
+    """Wall-clock seconds and executed work of one run; passes are the routed ones, in order.
+
+    prefilled: tokens of prompts that were prefilled. schedule: "fifo" or "cohort", as named or as
+    the cost model chose; predicted: decode seconds that it expected of either for the requests it
+    looked at, {} where it was not asked. Only their ratio means something unless the engine has a
+    measured cost model.
+    """
 
     seconds: float = 0.0
     seconds_prefill: float = 0.0
     seconds_decode: float = 0.0
     new_tokens: int = 0
     passes: list[PassCount] = field(default_factory=list)
+    prefilled: int = 0
+    schedule: str | None = None
+    predicted: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -124,8 +141,11 @@ class RunResult:
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """A token as soon as the host has read it; `completion` is set with the last one of a row."""
+    """A token as soon as the host has read it; `completion` is set with the last one of a row.
+
+    token_id is None where a stream reports that a row was cancelled.
+    """
 
     request_id: int
-    token_id: int
+    token_id: int | None
     completion: Completion | None = None

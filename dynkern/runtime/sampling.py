@@ -53,8 +53,9 @@ class TokenPicker:
             self.history = torch.full((n_slots, capacity), -1, dtype=torch.int64, device=device)
 
     def remember(self, slot: int, start: int, ids: list[int]) -> None:
-        """Note ids of a slot from index `start` on."""
+        """Note ids of a slot from index `start` on; what an earlier row left behind goes."""
         if self.history is not None:
+            self.history[slot, start:] = -1
             self.history[slot, start : start + len(ids)] = torch.tensor(ids)
 
     def note(self, alive: Tensor, position: Tensor, token: Tensor) -> None:

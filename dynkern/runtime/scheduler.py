@@ -1,51 +1,247 @@
-"""Scheduler: which requests decode together."""
+"""Scheduler: which waiting request takes the next free slot."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from math import inf
 
+from torch import Tensor
+
+from dynkern.cost import CostModel, PassCount
 from dynkern.routes import TokenProgram
-from dynkern.runtime.request import Request, SamplingParams, TokenPolicy
+from dynkern.runtime.request import Request, SamplingParams
+
+SCHEDULES = ("auto", "fifo", "cohort")
+# requests that a schedule may put in another order at a time, for each slot: eight generations of
+# rows are enough to fill batches of one depth, and bound how long the last of them waits
+POOL_GENERATIONS = 8
+# requests that the cost model looks at, for each slot and at most
+SAMPLED_GENERATIONS, MOST_SAMPLED = 32, 512
+# the prediction must promise this much before rows leave their order
+LEAST_GAIN = 1.03
+
+GroupKey = tuple[TokenProgram | None, SamplingParams]
+PromptKey = tuple[tuple[int, ...], int | None]
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A request that waits for a slot.
+
+    order: deadline and number of submission. group: rows of equal groups can share a pass.
+    prompt: what its prefill depends on. route: bool [L] on the host and bits: the same as an
+    integer, bit l for layer l; None until it is planned, and for a token policy. overtaken: passes
+    that had run when a later request first went ahead.
+    """
+
+    request: Request
+    order: tuple[float, int]
+    group: GroupKey
+    num_layers: int
+    prompt: PromptKey
+    route: Tensor | None = None
+    bits: int | None = None
+    overtaken: int | None = None
+
+    @property
+    def layers(self) -> int:
+        """Bits of the layers that it may run: every one where they are not known."""
+        return (1 << self.num_layers) - 1 if self.bits is None else self.bits
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of K/V that it needs at most."""
+        return self.layers.bit_count()
+
+    @property
+    def tokens(self) -> int:
+        """Positions that it may come to."""
+        return len(self.request.prompt_ids) + self.request.max_new_tokens
 
 
 @dataclass(frozen=True)
-class ScheduledBatch:
-    """Requests that run as one batch. program: their token policy's, None for planned routes."""
+class Company:
+    """What a newcomer would join: the group that most live rows are of, and the union of their
+    layers, as bits. group is None where no row is live.
+    """
 
-    requests: list[Request]
-    program: TokenProgram | None
-    sampling: SamplingParams
+    group: GroupKey | None = None
+    union: int = 0
+
+    @classmethod
+    def of(cls, rows: Iterable[Waiting]) -> Company:
+        """Of live rows; the group of the first of them wins a tie."""
+        rows = list(rows)
+        if not rows:
+            return cls()
+        groups = Counter(row.group for row in rows)
+        group = max(groups, key=lambda key: groups[key])
+        union = 0
+        for row in rows:
+            if row.group == group:
+                union |= row.layers
+        return cls(group, union)
 
 
 class Scheduler:
-    """First in, first out, in batches of at most batch_size.
+    """Requests in order of deadline and submission, and the choice of the next one to admit.
 
-    Planned rows mix freely, each with its own route. Rows of a token policy batch with rows of the
-    same program; sampling parameters are one per batch.
+    Requests with a deadline keep that order. Among others a choice is made within the pool: the
+    first POOL_GENERATIONS of them for each slot, refilled once all have been admitted. fifo takes
+    the first that can share passes with the rows that are live; cohort the one whose route adds
+    the fewest layers to their union, and of these the one that uses most of it. Whoever was
+    overtaken max_wait passes ago goes first.
     """
 
-    def __init__(self, requests: Sequence[Request], batch_size: int, num_layers: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}, expected 1 or more")
-        self.batch_size = batch_size
-        self._waiting = deque((r, _program(r, num_layers)) for r in requests)
+    def __init__(self, schedule: str, slots: int, max_wait: int) -> None:
+        self.schedule, self.max_wait = schedule, max_wait
+        self._pool_size = POOL_GENERATIONS * slots
+        self._pool: list[Waiting] = []
+        self._queue: list[Waiting] = []
+        self._prompts: Counter[PromptKey] = Counter()
 
-    def next_batch(self) -> ScheduledBatch | None:
-        """The next rows to decode together, or None when nothing waits."""
-        if not self._waiting:
+    def __len__(self) -> int:
+        return len(self._pool) + len(self._queue)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        """Those that may be chosen next, then the others in order."""
+        yield from self._pool
+        yield from self._queue
+
+    def add(self, entries: Sequence[Waiting]) -> None:
+        """Let requests wait."""
+        if len(entries) == 1:
+            insort(self._queue, entries[0], key=_order)
+        else:
+            self._queue = sorted([*self._queue, *entries], key=_order)
+        self._prompts.update(entry.prompt for entry in entries)
+
+    def remove(self, entry: Waiting) -> None:
+        """Take a request out, admitted or not."""
+        at = bisect_left(self._queue, entry.order, key=_order)
+        if at < len(self._queue) and self._queue[at] is entry:
+            del self._queue[at]
+        else:
+            self._pool.remove(entry)
+        self._prompts[entry.prompt] -= 1
+        if not self._prompts[entry.prompt]:
+            del self._prompts[entry.prompt]
+
+    def wants(self, prompt: PromptKey) -> bool:
+        """Whether a waiting request has this prompt."""
+        return prompt in self._prompts
+
+    def pool(self) -> Sequence[Waiting]:
+        """Those among which the next is chosen, in order."""
+        if not self._pool and self._queue:
+            deadline = self._queue[0].order[0]
+            same = [e for e in self._queue[: self._pool_size] if e.order[0] == deadline]
+            self._pool = same
+            del self._queue[: len(same)]
+        return self._pool
+
+    def next(self, company: Company, now: int) -> Waiting | None:
+        """Who should be admitted next, None where nobody waits. now: passes that have run."""
+        pool = self.pool()
+        if not pool:
             return None
-        first, program = self._waiting[0]
-        batch = ScheduledBatch([], program, first.sampling)
-        while self._waiting and len(batch.requests) < self.batch_size:
-            request, wanted = self._waiting[0]
-            if (wanted, request.sampling) != (program, first.sampling):
+        if self._queue and self._queue[0].order[0] < pool[0].order[0]:
+            return self._queue[0]
+        for entry in pool:
+            if entry.overtaken is not None and now - entry.overtaken >= self.max_wait:
+                return entry
+        if company.group is None or pool[0].order[0] < inf:
+            return pool[0]
+        if self.schedule != "cohort":
+            return next((e for e in pool if e.group == company.group), pool[0])
+        union = company.union
+
+        def misfit(entry: Waiting) -> tuple[bool, int, int]:
+            layers = entry.layers
+            added, unused = (layers & ~union).bit_count(), (union & ~layers).bit_count()
+            return entry.group != company.group, added, unused
+
+        return min(pool, key=misfit)
+
+    def admit(self, entry: Waiting, now: int) -> None:
+        """Take the chosen one out; whom it overtakes counts the passes from now on."""
+        for other in self._pool:
+            if other is entry:
                 break
-            batch.requests.append(self._waiting.popleft()[0])
-        return batch
+            if other.overtaken is None and other.order < entry.order:
+                other.overtaken = now
+        self.remove(entry)
 
 
-def _program(request: Request, num_layers: int) -> TokenProgram | None:
-    policy = request.policy
-    return policy.lower(num_layers) if isinstance(policy, TokenPolicy) else None
+def _order(entry: Waiting) -> tuple[float, int]:
+    return entry.order
+
+
+def order_of(request: Request, number: int) -> tuple[float, int]:
+    """Earliest deadline first, none last, then by submission."""
+    return inf if request.deadline is None else request.deadline, number
+
+
+def choose_schedule(
+    waiting: Iterable[Waiting], slots: int, max_wait: int, cost: CostModel
+) -> tuple[str, dict[str, float]]:
+    """The schedule that pays for these requests, and the seconds predicted for either.
+
+    Both are gone through with the cost model, for the first requests only; the same requests give
+    the same answer. A row that may end at EOS is taken to end somewhere between a quarter and all
+    of its limit. ({}: routes are all equal, or nobody has to wait.)
+    """
+    sample = list(islice(waiting, min(MOST_SAMPLED, SAMPLED_GENERATIONS * slots)))
+    if len(sample) <= slots or len({entry.layers for entry in sample}) == 1:
+        return "fifo", {}
+    predicted = {
+        name: _predicted_seconds(sample, name, slots, max_wait, cost) for name in ("fifo", "cohort")
+    }
+    pays = predicted["fifo"] >= LEAST_GAIN * predicted["cohort"]
+    return ("cohort" if pays else "fifo"), predicted
+
+
+def _predicted_seconds(
+    sample: Sequence[Waiting], schedule: str, slots: int, max_wait: int, cost: CostModel
+) -> float:
+    scheduler = Scheduler(schedule, slots, max_wait)
+    scheduler.add([replace(entry, overtaken=None) for entry in sample])
+    live: dict[Waiting, int] = {}
+    seconds, now = 0.0, 0
+    while live or len(scheduler):
+        while len(live) < slots and len(scheduler):
+            entry = scheduler.next(Company.of(live), now)
+            scheduler.admit(entry, now)
+            live[entry] = _expected_passes(entry.request, entry.order[1])
+        passes = min(live.values())
+        seconds += passes * _round_seconds(live, cost)
+        now += passes
+        live = {entry: left - passes for entry, left in live.items() if left > passes}
+    return seconds
+
+
+def _expected_passes(request: Request, number: int) -> int:
+    if request.force_length:
+        share = 1.0
+    else:
+        # multiples of the golden ratio spread evenly, without a random number
+        share = 0.25 + 0.75 * (number * 0.6180339887498949 % 1.0)
+    return round(share * (request.max_new_tokens - 1))
+
+
+def _round_seconds(live: Iterable[Waiting], cost: CostModel) -> float:
+    """One pass of every group."""
+    groups: dict[GroupKey, list[int]] = {}
+    for entry in live:
+        groups.setdefault(entry.group, []).append(entry.layers)
+        depth = entry.num_layers
+    return sum(
+        cost.pass_time(
+            PassCount(len(rows), tuple(sum(r >> layer & 1 for r in rows) for layer in range(depth)))
+        )
+        for rows in groups.values()
+    )

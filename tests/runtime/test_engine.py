@@ -10,6 +10,7 @@ from dynkern.policies import policy
 from dynkern.runtime import engine as engine_module
 from dynkern.runtime.engine import RunOptions
 from dynkern.runtime.request import Request, RunStats, SamplingParams
+from dynkern.runtime.sampling import TokenPicker
 from support.backends import BACKENDS
 from support.opt import random_prompts, save_opt
 from support.trace import trace_run
@@ -185,3 +186,41 @@ def test_token_policies_draw_by_seed_request_and_token(monkeypatch, llm, spec):
         drawn = program.draw(5, torch.full((8,), request_id), token, NUM_LAYERS)
         assert torch.equal(torch.stack(trace.rows[request_id].keep), drawn.T)
         assert not torch.equal(drawn[:, 0], drawn[:, 1])
+
+
+def test_on_pass_hears_each_pass_and_ends_rows(llm):
+    prompts = random_prompts(4, seed=8)
+    requests = requests_for(llm, prompts, ["full"] * 4, force_length=True)
+    plain = llm.engine.run(requests, RunOptions(batch_size=4)).completions
+    heard = []
+
+    def on_pass(events):
+        heard.append([event.request_id for event in events])
+        if len(heard) == 3:
+            return [1, 2]
+        return None if len(heard) < 6 else {0, 1}
+
+    result = llm.engine.run(requests, RunOptions(batch_size=4), on_pass=on_pass)
+    assert heard == [[0, 1, 2, 3]] * 3 + [[0, 3]] * 3 + [[3]] * 4
+    for before, after, length in zip(plain, result.completions, (6, 3, 3, 10), strict=True):
+        assert after.token_ids == before.token_ids[:length]
+        assert after.stop_reason == ("length" if length == 10 else "stopped")
+        assert after.layers_run == [NUM_LAYERS] * (length - 1)
+    assert [count.rows for count in result.stats.passes] == [4, 4, 2, 2, 2, 1, 1, 1, 1]
+
+
+def test_a_picker_of_ones_own(llm):
+    made = []
+
+    class Constant(TokenPicker):
+        def pick(self, hidden, n, rows, request, step):
+            return 40 + step
+
+    def make(head, params, seed):
+        made.append((head, params, seed))
+        return Constant(head, params, seed)
+
+    requests = requests_for(llm, random_prompts(3), ["full", "uniform:2", "uniform:3"])
+    result = llm.engine.run(requests, RunOptions(batch_size=3, seed=9, picker=make))
+    assert [c.token_ids for c in result.completions] == [list(range(40, 50))] * 3
+    assert made == [(llm.engine.executor.head, SamplingParams(), 9)]

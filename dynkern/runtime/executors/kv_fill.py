@@ -28,6 +28,9 @@ class KVFill:
         self.spec, self.weights, self.batch, self.cache = spec, weights, batch, cache
         self.filled = torch.zeros(spec.num_layers, dtype=torch.int64, device=cache.k.device)
 
+    def forget(self, slot: int) -> None:
+        """Another row takes the slot: drop what waits there for the one before."""
+
     def begin_pass(self) -> None:
         """Start a pass."""
         self.filled.zero_()
@@ -93,6 +96,9 @@ class DeferredFill(KVFill):
         shape = (spec.num_layers, batch.n_slots, DEFERRED_TOKENS, spec.hidden_size)
         self.waiting = torch.empty(shape, dtype=cache.k.dtype, device=cache.k.device)
         self.count = torch.zeros(shape[:2], dtype=torch.int64, device=cache.k.device)
+
+    def forget(self, slot: int) -> None:
+        self.count[:, slot] = 0
 
     def before_layer(self, layer: int, rows: Tensor, n: Tensor) -> None:
         self._flush(layer, rows[: int(n)].long())

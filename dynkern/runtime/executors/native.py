@@ -193,7 +193,8 @@ class _DecodeState:
         self.spec, self.batch, self.cache = spec, batch, cache
         self.picker: TokenPicker | None = None
         self.hidden: Tensor | None = None
-        self._held: list[Tensor] = []
+        self._held: dict[str, Tensor] = {}
+        self._waiting_count: Tensor | None = None
         self._eos_of: object = None
         self.arguments = native_engine.Decode(
             n_slots=batch.n_slots,
@@ -221,7 +222,7 @@ class _DecodeState:
         """Hand tensors over by address, and keep them."""
         for name, tensor in fields.items():
             setattr(self.arguments, name, tensor.data_ptr())
-            self._held.append(tensor)
+            self._held[name] = tensor
 
     def _fill_by(self, kv_fill: str) -> None:
         check_choice("kv_fill", kv_fill, tuple(native_engine.KV_FILLS))
@@ -229,10 +230,16 @@ class _DecodeState:
         if kv_fill == "deferred":
             layers, slots = self.spec.num_layers, self.batch.n_slots
             self.arguments.waiting_tokens = DEFERRED_TOKENS
+            self._waiting_count = torch.zeros(layers, slots, dtype=torch.int64)
             self._point(
                 waiting=torch.empty(layers, slots, DEFERRED_TOKENS, self.spec.hidden_size),
-                waiting_count=torch.zeros(layers, slots, dtype=torch.int64),
+                waiting_count=self._waiting_count,
             )
+
+    def forget(self, slot: int) -> None:
+        """Another row takes the slot: drop what waits there for the one before."""
+        if self._waiting_count is not None:
+            self._waiting_count[:, slot] = 0
 
     def _lower(self, program: TokenProgram) -> None:
         a = self.arguments
@@ -303,7 +310,8 @@ class _DecodeState:
         self._end_with(limits.eos_ids)
         self._remaining.copy_(torch.tensor(limits.remaining))
         a = self.arguments
-        a.n_threads, a.max_passes, a.advance = torch.get_num_threads(), passes, 1
+        a.n_threads, a.max_passes = torch.get_num_threads(), passes
+        a.advance = 2 if limits.until_end else 1
         a.max_seconds = limits.max_seconds
 
     def results(self, passes: int) -> list[PassResult]:

@@ -1,0 +1,494 @@
+"""Sessions: rows come and go, and each is what it would be alone; nothing lost, nothing kept."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dynkern.llm import LLM
+from dynkern.policies import policy
+from dynkern.routes import KV_FILLS, uniform
+from dynkern.runtime import engine as engine_module
+from dynkern.runtime.engine import Engine, RunOptions
+from dynkern.runtime.request import Completion, Request, RunStats, SamplingParams
+from support.backends import BACKENDS, needs_engine
+from support.opt import random_prompts, save_opt
+
+NUM_LAYERS = 6
+PLANNED = ["full", "uniform:3", "early_exit:1", "random:4", "uniform:1", "random:2", "uniform:5"]
+TOKEN = ["random-step:3", "stochastic:0.3", "confidence:margin=0.2", "confidence:cosine=0.6"]
+SAMPLINGS = [SamplingParams(), SamplingParams(0.9, 40, 0.9, 1.5), SamplingParams(0.0, 0, 1.0, 1.3)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty and its kin hand out NaN: caches, and what waits."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def llm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    directory = tmp_path_factory.mktemp("opt")
+    save_opt(directory, seed=3)
+    return LLM(directory, backend=request.param)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LLM:
+    """Two layers of width 16 on the CPU engine: ten thousand requests take seconds."""
+    directory = tmp_path_factory.mktemp("tiny")
+    sizes = {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    save_opt(directory, **sizes, word_embed_proj_dim=16, vocab_size=61, init_std=0.6)
+    return LLM(directory, backend="cpu")
+
+
+def random_requests(
+    count: int,
+    specs: list[str],
+    samplings: list[SamplingParams] = SAMPLINGS,
+    seed: int = 0,
+    vocab_size: int = 131,
+    longest: int = 20,
+    most: int = 24,
+) -> list[Request]:
+    """Prompts of which some are shared, limits, policies, sampling, EOS ids, some deadlines."""
+    draw = random.Random(seed)
+    prompts = random_prompts(-(-count * 2 // 3), seed, longest, vocab_size)
+    policies = {spec: policy(spec) for spec in specs}
+    samplings = list(samplings)
+    return [
+        Request(
+            id=i,
+            prompt_ids=tuple(draw.choice(prompts)),
+            policy=policies[draw.choice(specs)],
+            max_new_tokens=draw.choice([1, 2, draw.randint(3, most)]),
+            eos_token_ids=frozenset(draw.sample(range(4, vocab_size), 3)),
+            force_length=draw.random() < 0.3,
+            sampling=draw.choice(samplings),
+            deadline=draw.choice([None, None, None, draw.random()]),
+        )
+        for i in range(count)
+    ]
+
+
+def alone(llm: LLM, requests: list[Request], options: RunOptions) -> dict[int, Completion]:
+    """Each request as the only one of a run."""
+    options = replace(options, batch_size=1)
+    return {r.id: llm.engine.run([r], options).completions[0] for r in requests}
+
+
+class Listener:
+    """Drives a session and holds it to its word."""
+
+    def __init__(self, session) -> None:
+        self.session = session
+        self.tokens: dict[int, list[int]] = {}
+        self.done: dict[int, Completion] = {}
+
+    def end(self, completion: Completion) -> None:
+        assert completion.request_id not in self.done
+        self.done[completion.request_id] = completion
+
+    def step(self) -> None:
+        for event in self.session.step():
+            assert event.request_id not in self.done
+            self.tokens.setdefault(event.request_id, []).append(event.token_id)
+            if event.completion is not None:
+                self.end(event.completion)
+                assert event.request_id not in self.session
+
+    def check(self, requests: list[Request], want: dict[int, Completion]) -> None:
+        """Everything has ended once, with the tokens it has alone."""
+        assert set(self.done) == {request.id for request in requests}
+        for request in requests:
+            done, expected = self.done[request.id], want[request.id]
+            assert done.token_ids == self.tokens.get(request.id, [])
+            if done.stop_reason == "cancelled":
+                count = len(done.token_ids)
+                assert done.token_ids == expected.token_ids[:count]
+                assert done.layers_run == expected.layers_run[: max(0, count - 1)]
+            else:
+                assert done == expected
+
+
+def assert_empty(engine: Engine) -> None:
+    assert engine._cache.free_lanes == engine._cache.n_lanes
+    assert (engine._cache.lane == -1).all() and (engine._cache.length == 0).all()
+
+
+# -- a row is what it is alone -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kv_fill", KV_FILLS)
+@pytest.mark.parametrize("schedule", ["fifo", "cohort"])
+def test_random_arrivals(llm, schedule, kv_fill):
+    requests = random_requests(40, [*PLANNED, *TOKEN], seed=len(kv_fill))
+    options = RunOptions(5, kv_fill=kv_fill, seed=7, schedule=schedule, prefill_tokens=30)
+    want = alone(llm, requests, options)
+    draw = random.Random(len(kv_fill))
+    with llm.engine.session(options, stats := RunStats()) as session:
+        listener, coming, cancelled = Listener(session), list(requests), 0
+        while coming or session.busy:
+            if coming and draw.random() < 0.4:
+                count = draw.randint(1, 9)
+                session.submit(coming[:count])
+                del coming[:count]
+            if session.busy and draw.random() < 0.1:
+                running = [r.id for r in requests if r.id in session]
+                listener.end(session.cancel(draw.choice(running)))
+                cancelled += 1
+            if session.busy:
+                listener.step()
+    listener.check(requests, want)
+    assert cancelled > 0
+    assert stats.new_tokens == sum(len(done.token_ids) for done in listener.done.values())
+    assert sum(p.rows for p in stats.passes) == sum(
+        len(d.layers_run) for d in listener.done.values()
+    )
+    assert_empty(llm.engine)
+
+
+@pytest.mark.parametrize("prefill", ["full", "routed"])
+def test_schedules_give_the_same_texts(llm, prefill):
+    requests = random_requests(30, PLANNED, seed=5)
+    runs = [
+        llm.engine.run(requests, RunOptions(4, prefill, schedule=schedule, prefill_tokens=40))
+        for schedule in ("fifo", "cohort", "auto")
+    ]
+    assert runs[0].completions == runs[1].completions == runs[2].completions
+    assert [c.request_id for c in runs[0].completions] == list(range(30))
+    assert [run.stats.schedule for run in runs[:2]] == ["fifo", "cohort"]
+    assert runs[0].stats.predicted == {}
+    want = alone(llm, requests, RunOptions(1, prefill))
+    assert {c.request_id: c for c in runs[0].completions} == want
+
+
+def test_a_slot_forgets_the_row_before(llm):
+    # long gaps leave hidden states waiting at a layer when a row ends
+    requests = [
+        Request(i, tuple(p), policy("stochastic:0.1"), 9 + 3 * (i % 4), frozenset())
+        for i, p in enumerate(random_prompts(12, seed=2))
+    ]
+    penalised = [replace(r, sampling=SamplingParams(0.0, 0, 1.0, 3.0)) for r in requests]
+    for rows in (requests, penalised):
+        options = RunOptions(3, kv_fill="deferred", seed=1)
+        done = llm.engine.run(rows, options).completions
+        assert {c.request_id: c for c in done} == alone(llm, rows, options)
+
+
+def test_slots_are_refilled_as_soon_as_a_row_ends(llm):
+    limits = [3, 9, 9, 4, 8, 2, 7, 5]
+    requests = [
+        Request(i, tuple(p), policy("full"), n, frozenset())
+        for (i, p), n in zip(enumerate(random_prompts(8, seed=1)), limits, strict=True)
+    ]
+    passes = llm.engine.run(requests, RunOptions(3)).stats.passes
+    # static batches of three take 8 + 7 + 6 passes
+    assert sum(p.rows for p in passes) == sum(limits) - 8
+    rows = [p.rows for p in passes]
+    assert rows == [3] * rows.count(3) + sorted(rows[rows.count(3) :], reverse=True)
+    assert len(passes) == 14
+
+
+def test_rows_that_decode_wait_for_one_group_of_prompts_at_a_time(llm, monkeypatch):
+    prompts = [tuple([2] + [5 + i] * 11) for i in range(9)]
+    requests = [
+        Request(i, p, policy("full"), 4 + 20 * (i == 0), frozenset()) for i, p in enumerate(prompts)
+    ]
+    prefill, given = llm.engine.executor.prefill, []
+
+    def counting(prompts, routes=None):
+        given.append(sum(map(len, prompts)))
+        return prefill(prompts, routes)
+
+    monkeypatch.setattr(llm.engine.executor, "prefill", counting)
+    monkeypatch.setattr(engine_module, "LISTENED_SECONDS", 0.0)
+    options = RunOptions(4, prefill_tokens=24)
+    with llm.engine.session(options) as session:
+        session.submit(requests[:1])
+        listener = Listener(session)
+        listener.step()
+        listener.step()
+        session.submit(requests[1:])
+        while session.busy:
+            before = len(given)
+            listener.step()
+            assert len(given) <= before + 1
+    assert given == [12, 24, 24, 24, 24]
+    assert session.stats.prefilled == 9 * 12
+
+
+# -- prompts are prefilled once ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["fifo", "cohort"])
+def test_each_prompt_is_prefilled_once_for_all_of_its_routes(llm, schedule):
+    prompts = random_prompts(10, seed=4)
+    budgets = range(1, NUM_LAYERS + 1)
+    requests = [
+        Request(i * 10 + k, tuple(p), policy(f"uniform:{k}"), 6, frozenset([2]))
+        for i, p in enumerate(prompts)
+        for k in budgets
+    ]
+    run = llm.engine.run(requests, RunOptions(4, schedule=schedule))
+    assert run.stats.prefilled == sum(map(len, prompts))
+    want = alone(llm, requests, RunOptions())
+    assert {c.request_id: c for c in run.completions} == want
+    # without room each is prefilled again, with the same result
+    none = llm.engine.run(requests, RunOptions(4, schedule=schedule, prompt_bytes=0))
+    assert none.completions == run.completions
+    assert none.stats.prefilled >= 2 * run.stats.prefilled
+
+
+def test_the_store_of_prompts_is_bounded_and_empties(llm):
+    requests = [
+        Request(i * 3 + k, tuple([2, 9 + i, *[7] * i]), policy(f"uniform:{k + 1}"), 4, frozenset())
+        for k in range(3)
+        for i in range(12)
+    ]
+    token = 2 * NUM_LAYERS * 48 * 4
+    limit = 60 * token
+    with llm.engine.session(RunOptions(2, prompt_bytes=limit)) as session:
+        session.submit(requests)
+        held = []
+        while session.busy:
+            session.step()
+            store = session._prompts.held
+            assert store.nbytes == sum(p.nbytes for p in store.values()) <= limit
+            assert all(any(e.prompt == key for e in session._waiting.values()) for key in store)
+            held.append(len(store))
+        assert max(held) > 2 and held[-1] == 0
+
+
+class SeesState:
+    """A planned policy that looks at the prompt's state."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def plan(self, requests):
+        self.asked.append([r.id for r in requests])
+        assert all(r.prompt_state is not None for r in requests)
+        return [
+            uniform(NUM_LAYERS, 1 + int(r.prompt_state.abs().sum() * 1e3) % 6) for r in requests
+        ]
+
+
+@pytest.mark.parametrize("schedule", ["fifo", "cohort"])
+def test_a_policy_that_sees_prompts_is_asked_once_for_each_request(llm, schedule):
+    chooser = SeesState()
+    requests = [
+        Request(i, tuple(p), chooser, 5, frozenset())
+        for i, p in enumerate(random_prompts(14, seed=4))
+    ]
+    run = llm.engine.run(requests, RunOptions(4, schedule=schedule, prefill_tokens=50))
+    assert sorted(i for ids in chooser.asked for i in ids) == list(range(14))
+    assert len(chooser.asked) < 14
+    assert len({c.mean_layers for c in run.completions}) > 2
+    assert {c.request_id: c for c in run.completions} == alone(llm, requests, RunOptions())
+
+
+# -- order ---------------------------------------------------------------------------------------
+
+
+def test_the_earliest_deadline_goes_first(llm):
+    deadlines = [None, 5.0, 1.0, None, 3.0, 1.0]
+    requests = [
+        Request(i, (2, 5 + i), policy("full"), 3, frozenset(), deadline=d)
+        for i, d in enumerate(deadlines)
+    ]
+    with llm.engine.session(RunOptions(1)) as session:
+        session.submit(requests)
+        ended = []
+        while session.busy:
+            for event in session.step():
+                if event.completion is not None:
+                    ended.append(event.request_id)
+            if len(ended) == 2 and 9 not in session and 9 not in ended:
+                session.submit([Request(9, (2,), policy("full"), 2, frozenset(), deadline=0.0)])
+    assert ended == [2, 5, 9, 4, 1, 0, 3]
+
+
+def test_groups_take_turns(llm):
+    kinds = ["full", "random-step:3", "confidence:margin=0.2"]
+    requests = [
+        Request(i, tuple(p), policy(kinds[i % 3]), 60, frozenset(), force_length=True)
+        for i, p in enumerate(random_prompts(6, seed=4))
+    ]
+    with llm.engine.session(RunOptions(6)) as session:
+        session.submit(requests)
+        listener = Listener(session)
+        spread = 0
+        while session.busy:
+            listener.step()
+            counts = [len(listener.tokens[r.id]) for r in requests]
+            spread = max(spread, max(counts) - min(counts))
+    assert 0 < spread <= 2 * 16
+    listener.check(requests, alone(llm, requests, RunOptions()))
+
+
+def test_nobody_waits_longer_than_the_bound(llm):
+    lengths = [9, 5, *[9] * 40]
+    deep = [Request(i, (2, 5), policy("full"), n, frozenset()) for i, n in enumerate(lengths)]
+    shallow = Request(99, (2, 6), policy("uniform:1"), 3, frozenset(), True)
+    requests = [*deep[:2], shallow, *deep[2:]]
+
+    def begins(max_wait: int) -> int:
+        options = RunOptions(2, schedule="cohort", max_wait=max_wait)
+        with llm.engine.session(options, stats := RunStats()) as session:
+            session.submit(requests)
+            while True:
+                if any(event.request_id == 99 for event in session.step()):
+                    return len(stats.passes)
+
+    # a slot comes free every four passes; the first time it is overtaken
+    assert begins(0) == 8
+    assert begins(24) == 28
+    # the pool holds sixteen, and it goes last of them
+    assert begins(1000) == 56
+
+
+# -- many ----------------------------------------------------------------------------------------
+
+
+@needs_engine
+def test_ten_thousand_requests(tiny):
+    count = 10_000
+    specs = ["full", "uniform:1", "early_exit:0", "random:1", "stochastic:0.5"]
+    samplings = [*[SamplingParams()] * 15, SamplingParams(1.1, 10)]
+    base = random_requests(count, specs, samplings, vocab_size=61, longest=12, most=9, seed=1)
+    requests = [replace(r, deadline=None if r.id % 50 else r.id / 3) for r in base]
+    options = RunOptions(16, schedule="cohort", prompt_bytes=100_000)
+    draw = random.Random(3)
+    doomed = set(draw.sample(range(count), 700))
+    with tiny.engine.session(options) as session:
+        listener = Listener(session)
+        session.submit(requests)
+        steps, kept = 0, Counter()
+        cache = None
+        while session.busy:
+            listener.step()
+            steps += 1
+            if steps % 5 == 0 and doomed:
+                target = doomed.pop()
+                if target in session:
+                    listener.end(session.cancel(target))
+            cache = cache or session._cache
+            assert session._cache is cache
+            kept["prompts"] = max(kept["prompts"], session._prompts.held.nbytes)
+            kept["groups"] = max(kept["groups"], len(session._groups))
+        assert session.stats.passes == [] and not session._rows
+        assert kept["prompts"] <= 100_000 and kept["groups"] <= 5
+    reasons = Counter(done.stop_reason for done in listener.done.values())
+    assert reasons.total() == count and min(reasons.values()) > 300
+    assert set(reasons) == {"eos", "length", "cancelled"}
+    assert_empty(tiny.engine)
+    sample = draw.sample(requests, 400)
+    some = Listener(session)
+    some.done = {r.id: listener.done[r.id] for r in sample}
+    some.tokens = {r.id: listener.tokens.get(r.id, []) for r in sample}
+    some.check(sample, alone(tiny, sample, options))
+
+
+# -- what may go wrong ---------------------------------------------------------------------------
+
+
+def test_a_longer_row_waits_for_a_larger_cache(llm):
+    rows = [Request(i, (2, 5 + i), policy("full"), 6 + i, frozenset()) for i in range(3)]
+    long = Request(7, tuple([2] + [9] * 40), policy("full"), 30, frozenset())
+    late = [Request(i, (2, 5 + i), policy("full"), 5, frozenset()) for i in (8, 9)]
+    llm.engine._cache = None
+    with llm.engine.session(RunOptions(4)) as session:
+        session.submit(rows)
+        listener = Listener(session)
+        listener.step()
+        assert session._cache.capacity == 16
+        session.submit([long, *late])
+        while session.busy:
+            listener.step()
+        assert session._cache.capacity == 80
+    every = [*rows, long, *late]
+    listener.check(every, alone(llm, every, RunOptions()))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("method", ["prefill", "advance"])
+def test_a_step_that_fails_leaves_the_engine_usable(llm, monkeypatch, error, method):
+    requests = random_requests(12, PLANNED, SAMPLINGS[:1], seed=6)
+    want = llm.engine.run(requests, RunOptions(4)).completions
+    run, calls = getattr(llm.engine.executor, method), []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise error
+        return run(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.executor, method, failing)
+        with pytest.raises(error):
+            llm.engine.run(requests, RunOptions(4, prefill_tokens=10))
+    assert_empty(llm.engine)
+    assert llm.engine.run(requests, RunOptions(4)).completions == want
+
+
+def test_sessions_take_turns_and_close(llm):
+    requests = random_requests(12, PLANNED, seed=8)
+    want = alone(llm, requests, RunOptions())
+    halves = [requests[:6], requests[6:]]
+    sessions = [llm.engine.session(RunOptions(2)) for _ in halves]
+    listeners = [Listener(session) for session in sessions]
+    for session, half in zip(sessions, halves, strict=True):
+        session.submit(half)
+    while any(session.busy for session in sessions):
+        for listener in listeners:
+            if listener.session.busy:
+                listener.step()
+    for session, listener, half in zip(sessions, listeners, halves, strict=True):
+        listener.check(half, want)
+        assert not session.closed
+        session.close()
+        session.close()
+        assert session.closed and not session.busy
+        with pytest.raises(RuntimeError, match="session: closed"):
+            session.step()
+        with pytest.raises(RuntimeError, match="session: closed"):
+            session.submit(half)
+    assert_empty(llm.engine)
+
+
+def test_ids_that_run_and_ids_that_do_not(llm):
+    request = Request(3, (2, 5), policy("full"), 4, frozenset())
+    with llm.engine.session(RunOptions(2)) as session:
+        session.submit([request])
+        with pytest.raises(ValueError, match=r"^requests: id 3 is running, expected another one$"):
+            session.submit([replace(request, id=4), request])
+        assert 4 not in session
+        waiting = session.cancel(3)
+        assert (waiting.stop_reason, waiting.token_ids) == ("cancelled", [])
+        assert waiting.layer_counts == [0] * NUM_LAYERS and not session.busy
+        with pytest.raises(ValueError, match=r"^request 3: neither waits nor runs$"):
+            session.cancel(3)
+        session.submit([request])
+        assert session.stop([3, 8])[3].stop_reason == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": "lifo"}, "^schedule: got 'lifo', expected one of auto, fifo, cohort$"),
+        ({"prefill_tokens": 0}, "^prefill_tokens: got 0, expected 1 or more$"),
+        ({"max_wait": -1}, "^max_wait: got -1, expected 0 or more$"),
+        ({"prompt_bytes": -1}, "^prompt_bytes: got -1, expected 0 or more$"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        RunOptions(**options)
