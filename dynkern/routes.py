@@ -89,7 +89,7 @@ def smallest_subset(scores: Tensor, budget: int, force_first: bool = False) -> T
     """
     if force_first:
         scores = scores.clone()
-        scores[0] = -1.0
+        scores[0].fill_(-1.0)
     chosen = scores.argsort(dim=0, stable=True)[:budget]
     keep = torch.zeros_like(scores, dtype=torch.bool)
     return keep.scatter_(0, chosen, torch.ones_like(chosen, dtype=torch.bool))
