@@ -120,25 +120,26 @@ class _Queue:
 
 
 class _Mark:
-    def __init__(self, queue: _Queue) -> None:
-        self._queue = queue
+    def __init__(self, graphs: RecordedGraphs) -> None:
+        self._graphs = graphs
 
     def record(self) -> None:
-        self._queue.put(self)
+        self._graphs.marks += 1
+        self._graphs._queue.put(self)
 
     def wait(self) -> None:
-        self._queue.run(until=self)
+        self._graphs._queue.run(until=self)
 
 
 class RecordedGraphs:
-    """See Graphs. replays: how many graphs were replayed."""
+    """See Graphs. captured: graphs so far; marks: how often one was recorded."""
 
     runs_reference = True
 
     def __init__(self) -> None:
         self._queue = _Queue()
         self._inside = False
-        self.captured = 0
+        self.captured = self.marks = 0
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -172,4 +173,4 @@ class RecordedGraphs:
         self._queue.put(lambda: target.copy_(source))
 
     def mark(self) -> _Mark:
-        return _Mark(self._queue)
+        return _Mark(self)
