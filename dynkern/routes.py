@@ -139,7 +139,7 @@ def check_routes(name: str, routes: object, rows: int, num_layers: int) -> Tenso
 @lru_cache(maxsize=64)
 def _column(numbers: tuple[float, ...], device: torch.device) -> Tensor:
     # copied to a device once: in a captured pass there can be no copy from the host
-    return torch.tensor(numbers, device=device)[:, None]
+    return torch.tensor(numbers)[:, None].to(device)
 
 
 @dataclass(frozen=True)

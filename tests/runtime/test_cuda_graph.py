@@ -15,12 +15,11 @@ from dynkern.policies import policy
 from dynkern.routes import KV_FILLS
 from dynkern.runtime.batch import PassLimits
 from dynkern.runtime.engine import RunOptions, _BatchRun
-from dynkern.runtime.executors import cuda_graph, graph_pool, graph_state, make_executor
+from dynkern.runtime.executors import cuda_graph, graph_pool, graph_state
 from dynkern.runtime.executors.recorded_graphs import HostSync, RecordedGraphs
 from dynkern.runtime.request import Request, RunStats, SamplingParams
 from dynkern.runtime.sampling import TokenPicker
 from dynkern.runtime.scheduler import Scheduler
-from support.errors import one_line_error
 from support.graphs import on_graphs
 from support.opt import VARIANTS, random_prompts, save_opt
 
@@ -388,27 +387,3 @@ def test_graphs_do_not_outlive_their_cache(graphs):
 @pytest.mark.parametrize(("rows", "covered"), [(1, 1), (2, 2), (3, 4), (8, 8), (9, 16), (512, 512)])
 def test_buckets(rows, covered):
     assert graph_pool.bucket(rows) == covered
-
-
-def test_the_executor_is_chosen_by_the_weights_and_by_name(monkeypatch, graphs):
-    spec, weights = graphs.spec, graphs.engine.weights
-    assert make_executor(spec, weights).name == "eager"
-    with one_line_error(ValueError, "^executor: got 'cuda_graph', expected auto or eager for"):
-        make_executor(spec, weights, "cuda_graph")
-    with one_line_error(ValueError, "^executor: got 'fast', expected one of auto, eager, cuda"):
-        make_executor(spec, weights, "fast")
-    monkeypatch.setenv("DYNKERN_EXECUTOR", "native")
-    with one_line_error(ValueError, "^DYNKERN_EXECUTOR: got 'native', expected auto or eager for"):
-        make_executor(spec, weights)
-
-
-def test_on_a_gpu_graphs_are_the_first_choice(monkeypatch, graphs):
-    class OnGpu:
-        device, dtype = torch.device("cuda", 0), torch.bfloat16
-        lm_head = graphs.engine.weights.lm_head
-
-    monkeypatch.setattr(cuda_graph, "CudaGraphs", lambda device: device)
-    chosen = make_executor(graphs.spec, OnGpu())
-    assert chosen.name == "cuda_graph" and chosen.graphs == OnGpu.device and not chosen.demanded
-    assert make_executor(graphs.spec, OnGpu(), "cuda_graph").demanded
-    assert make_executor(graphs.spec, OnGpu(), "eager").name == "eager"

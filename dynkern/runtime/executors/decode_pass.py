@@ -4,6 +4,8 @@ the cuda_graph executor captures it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,8 @@ class DecodePass:
 
     capacity: rows that can be live, the length of every row list; all slots by default.
     reads_counts: whether the host may look at a count of rows, to leave an op out. Without it no
-    value is read on the host: every op leaves at once for no rows.
+    value is read on the host: every op leaves at once for no rows. draw: where keep bits [L, B]
+    that look at no hidden state come from; by default the batch's program draws them.
     """
 
     def __init__(
@@ -47,14 +50,16 @@ class DecodePass:
         picker: TokenPicker,
         capacity: int | None = None,
         reads_counts: bool = True,
+        draw: Callable[[], Tensor] | None = None,
     ) -> None:
+        self.draw = draw or self._draw
         self.layers, self.batch, self.cache, self.fill = layers, batch, cache, fill
         self.picker = picker
         self.capacity = batch.n_slots if capacity is None else capacity
         # reading a count is free on the host; on an accelerator it would wait for the device
         self.reads_counts = reads_counts and batch.alive.device.type == "cpu"
-        self.settled = torch.zeros_like(batch.alive)
-        self.token = torch.zeros_like(batch.token)
+        self.settled: Tensor | None = None
+        self.token = batch.token
         self.head_rows = torch.zeros((), dtype=torch.int64, device=batch.alive.device)
         self._places = torch.arange(self.capacity, device=batch.alive.device)
         self._executed: dict[int, Rows] = {}
@@ -74,7 +79,9 @@ class DecodePass:
         token = pick(self.layers, self.stream, batch, self.picker, rows, n)
         ran = self._ran()
         fill.end_pass(ran)
-        token = torch.where(self.settled, self.token, self._scatter(rows, n, token))
+        token = self._scatter(rows, n, token)
+        if self.settled is not None:
+            token = torch.where(self.settled, self.token, token)
         return PassResult(token, ran, fill.filled.clone(), self.head_rows)
 
     def _run_layer(self, layer: int, rows: Tensor, n: Tensor) -> None:
@@ -101,15 +108,21 @@ class DecodePass:
     def _drawn(self) -> None:
         """Keep bits drawn for the whole pass ahead of it."""
         batch, num_layers = self.batch, self.layers.spec.num_layers
-        keep = batch.program.draw(batch.seed, batch.request, batch.step, num_layers) & batch.alive
+        keep = self.draw() & batch.alive
         lists = self._compacted(torch.cat([keep, batch.alive & ~keep]))
         for layer in range(num_layers):
             self._visit(layer, lists[layer], lists[layer + num_layers])
+
+    def _draw(self) -> Tensor:
+        batch = self.batch
+        num_layers = self.layers.spec.num_layers
+        return batch.program.draw(batch.seed, batch.request, batch.step, num_layers)
 
     def _confidence(self) -> None:
         """Rows leave at the declared exit layers once their measure reaches the threshold."""
         program = self.batch.program
         staying = self.batch.alive
+        self.settled = torch.zeros_like(staying)
         here, left = self._split(staying)
         for layer in range(self.layers.spec.num_layers):
             is_exit = layer in program.exit_layers and not self._is_empty(here[1])
@@ -154,7 +167,7 @@ class DecodePass:
 
     def _unsettled_rows(self) -> Rows:
         """Live rows whose token is still to be picked."""
-        if self.batch.program is None or self.batch.program.kind != "confidence":
+        if self.settled is None:
             rows, n = self.batch.alive_rows()
             return self._cut(rows), n
         return self._compacted((self.batch.alive & ~self.settled)[None])[0]

@@ -6,6 +6,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from dynkern.ops import route_compact
 from dynkern.ops.backends import requested_backend
 from dynkern.runtime.batch import DecodeBatch, PassResult
 from dynkern.runtime.executors.decode_pass import DecodePass, decode_layer, pick
-from dynkern.runtime.executors.graph_state import PassState, Report
+from dynkern.runtime.executors.graph_state import DRAWN_PASSES, PassState, Report
 from dynkern.runtime.executors.graphs import Graph, Graphs, Mark
 from dynkern.runtime.executors.layers import DecoderLayers
 from dynkern.runtime.executors.stream import FUSED_ROWS, ResidualStream
@@ -149,8 +150,31 @@ class PoolEntry:
         return self._whole.get(key, lambda: self._capture_pass(batch, capacity)).replay
 
     def token_pass(self, capacity: int) -> Callable[[], None]:
-        """A pass of the token policy: all layers, whose ops leave at once for no rows."""
-        return self._programs.get(capacity, lambda: self._capture_pass(self.batch, capacity)).replay
+        """A pass of the token policy: all layers, whose ops leave at once for no rows.
+
+        What is drawn depends on counters alone: a graph of its own draws for DRAWN_PASSES passes.
+        """
+        draws = self.batch.program.kind != "confidence"
+        graph = self._programs.get(capacity, lambda: self._capture_pass(self.batch, capacity))
+        if not draws:
+            return graph.replay
+        ahead, turns = self._part(("draw",), self._draw_ahead), count()
+
+        def launch() -> None:
+            if next(turns) % DRAWN_PASSES == 0:
+                ahead.replay()
+            graph.replay()
+
+        return launch
+
+    def _draw_ahead(self) -> None:
+        batch, state = self.batch, self.state
+        turn = torch.arange(DRAWN_PASSES, device=batch.step.device)[:, None]
+        step = (batch.step + turn).flatten()
+        request = batch.request.repeat(DRAWN_PASSES)
+        drawn = batch.program.draw(batch.seed, request, step, self.num_layers)
+        state.drawn.copy_(drawn.view(self.num_layers, DRAWN_PASSES, -1).transpose(0, 1))
+        state.turn.zero_()
 
     def layer_by_layer(self, counts: Sequence[int], capacity: int) -> Callable[[], None]:
         """A planned pass of one graph a layer. counts: rows that run each layer, at most."""
@@ -208,7 +232,8 @@ class PoolEntry:
         def work() -> None:
             batch.begin_pass()
             given = self.layers, batch, state.lanes, fill, self.picker
-            result = DecodePass(*given, capacity, reads_counts=False).run()
+            options = {"reads_counts": False, "draw": state.next_drawn}
+            result = DecodePass(*given, capacity, **options).run()
             state.finish(result, self.picker)
 
         return self._capture(work)
@@ -223,6 +248,7 @@ class PoolEntry:
         alive = self.state.batch.alive
         held = alive.clone()
         alive.zero_()
+        self.state.turn.zero_()
         if self._split is not None:
             self._split.forget_rows()
         try:

@@ -18,6 +18,9 @@ from dynkern.runtime.executors.kv_fill import KVFill, make_kv_fill
 from dynkern.runtime.kv_cache import KVCache
 from dynkern.runtime.sampling import TokenPicker
 
+# passes whose keep bits are drawn at a time: Philox in torch ops is some 190 small launches
+DRAWN_PASSES = 32
+
 
 class StaticBatch(DecodeBatch):
     """A DecodeBatch whose row lists are made anew in every pass, on the device. union: the layers
@@ -126,6 +129,10 @@ class PassState:
         size = Report.size(layers, n_slots)
         buffer = torch.zeros(size, dtype=torch.uint8, device=device)
         self.report = Report(layers, n_slots, buffer)
+        # keep bits drawn ahead, and which of them are the next pass's
+        shape = DRAWN_PASSES, layers, n_slots
+        self.drawn = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.turn = torch.zeros(1, dtype=torch.int64, device=device)
         self._eos_of: list[frozenset[int]] | None = None
         self._owner: weakref.ref[DecodeBatch] | None = None
         self._fills: dict[str, KVFill] = {}
@@ -138,6 +145,12 @@ class PassState:
             made = make_kv_fill(self.spec, self.weights, batch, self.lanes, reads_counts=False)
             self._fills[rule] = made
         return self._fills[rule]
+
+    def next_drawn(self) -> Tensor:
+        """Keep bits [L, B] of the pass that comes next."""
+        keep = self.drawn.index_select(0, self.turn)[0]
+        self.turn.add_(1)
+        return keep
 
     def picker(self, picker: TokenPicker) -> TokenPicker:
         """`picker`, with its history where captured passes find it."""

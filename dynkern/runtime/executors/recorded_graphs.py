@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 # what a device answers only once it has worked off its queue, or what the host hands over
 _ANSWERS = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-_FROM_HOST = ("aten::lift_fresh", "aten::_local_scalar_dense", "aten::_to_copy")
+_FROM_HOST = ("aten::lift_fresh", "aten::_local_scalar_dense")
+_COPIES = ("aten::copy_", "aten::_foreach_copy_")
 _INDEXED = ("aten::index.Tensor", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 
 
@@ -40,9 +41,9 @@ def refuse_host(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Non
         asks = any(tag in func.tags for tag in _ANSWERS)
     if name == "aten::_to_copy":
         asks |= kwargs.get("device") not in (None, args[0].device)
-    elif name in _FROM_HOST:
-        asks = True
-    asks |= len({t.device for t in tensors if t.dim()}) > 1
+    # a number in a tensor of no dimension may go along as an argument of a launch, not be copied
+    asks |= name in _FROM_HOST
+    asks |= len({t.device for t in tensors if t.dim() or name in _COPIES}) > 1
     if asks:
         raise HostSync(f"{full_name} waits for the device or copies from the host")
 
