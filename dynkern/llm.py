@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from dynkern._version import __version__
+from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.machine import device_name
 from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
 from dynkern.models.opt import pack_for_cpu, pack_weights, spec_from_config
@@ -54,7 +55,9 @@ class LLM:
     "int8" (CPU engine only). backend: "auto", or one that everything must run on; on a CPU, "auto"
     takes the CPU engine where it is there, "cpu" demands it, "reference" leaves it out. device:
     None picks a GPU if there is one. tokenizer: a transformers tokenizer; by default the
-    checkpoint's own, None if it has none. Raises FileNotFoundError or ValueError, one line, on a
+    checkpoint's own, None if it has none. batch_invariant: a row's result is bit for bit what it
+    would be alone, prefill included (the CPU engine's always is); None leaves it to
+    DYNKERN_BATCH_INVARIANT. Raises FileNotFoundError or ValueError, one line, on a
     checkpoint, or a combination, that cannot be used.
     """
 
@@ -65,6 +68,7 @@ class LLM:
         backend: str = "auto",
         device: str | torch.device | None = None,
         tokenizer: Any = None,
+        batch_invariant: bool | None = None,
     ) -> None:
         self.device = choose_device(device)
         self.path = resolve_model(model)
@@ -79,7 +83,7 @@ class LLM:
             else:
                 weights = pack_weights(tensors, self.spec, self.dtype, self.device)
         self.weight_bytes = weights.nbytes
-        self.engine = Engine(self.spec, weights, backend)
+        self.engine = Engine(self.spec, weights, backend, batch_invariant)
         name, isa = self.engine.executor.name, self.engine.executor.isa
         logger.info("weights: %s, %s executor (%s): %s", storage.dtype, name, isa, storage.reason)
         self.backend = backend
@@ -96,7 +100,14 @@ class LLM:
             "executor": self.engine.executor.name,
             "isa": self.engine.executor.isa,
             "threads": str(torch.get_num_threads()),
+            "batch_invariant": "yes" if self.batch_invariant else "no",
         }
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a row's bits may not depend on its batch: on a CPU engine they never do."""
+        own = self.engine.batch_invariant
+        return is_batch_invariant() if own is None else own
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt: BOS once, then the text without further special tokens."""

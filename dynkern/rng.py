@@ -30,9 +30,9 @@ def philox(counter: tuple[Tensor | int, ...], seed: int) -> tuple[Tensor, Tensor
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed: got {seed}, expected an integer from 0 to 2**64 - 1")
     device = next((c.device for c in counter if isinstance(c, Tensor)), None)
-    words = torch.broadcast_tensors(
-        *(torch.as_tensor(c, dtype=torch.int64, device=device) for c in counter)
-    )
+    # a number is filled in on the device: copied there, it could not be captured in a graph
+    full = (torch.full((), c, device=device) if isinstance(c, int) else c.long() for c in counter)
+    words = torch.broadcast_tensors(*full)
     c0, c1, c2, c3 = (w & _MASK for w in words)
     k0, k1 = seed & _MASK, seed >> 32
     for _ in range(_ROUNDS):

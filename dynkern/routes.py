@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -88,7 +89,7 @@ def smallest_subset(scores: Tensor, budget: int, force_first: bool = False) -> T
     """
     if force_first:
         scores = scores.clone()
-        scores[0] = -1.0
+        scores[0].fill_(-1.0)
     chosen = scores.argsort(dim=0, stable=True)[:budget]
     keep = torch.zeros_like(scores, dtype=torch.bool)
     return keep.scatter_(0, chosen, torch.ones_like(chosen, dtype=torch.bool))
@@ -135,6 +136,12 @@ def check_routes(name: str, routes: object, rows: int, num_layers: int) -> Tenso
     return table.cpu()
 
 
+@lru_cache(maxsize=64)
+def _column(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    # copied to a device once: in a captured pass there can be no copy from the host
+    return torch.tensor(numbers)[:, None].to(device)
+
+
 @dataclass(frozen=True)
 class TokenProgram:
     """What a token policy asks of an executor: declarative data that each executor lowers.
@@ -160,6 +167,5 @@ class TokenProgram:
         if self.kind == "subset":
             return smallest_subset(scores, self.budget, self.force_first)
         if self.kind == "bernoulli":
-            chance = torch.tensor(self.probability, device=scores.device)[:, None]
-            return scores < chance
+            return scores < _column(self.probability, scores.device)
         raise ValueError(f"program kind: got {self.kind!r}, expected bernoulli or subset")

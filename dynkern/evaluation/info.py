@@ -11,6 +11,7 @@ from rich.table import Table
 
 from dynkern._version import __version__
 from dynkern.kernels import native
+from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.ops import OPS, backends
 
 GPU_NOTE = "no kernel of this version has run on a GPU yet; see README, Limitations"
@@ -32,7 +33,15 @@ def print_info() -> None:
     for (label, backend, reason), op in zip(backends.table(device), OPS.values(), strict=True):
         table.add_row(label, backend, reason, " ".join(op.kernels))
     console.print(table)
+    console.print(f"batch_invariant: {_mode()}", highlight=False)
     console.print(f"GPU: {GPU_NOTE}", highlight=False)
+
+
+def _mode() -> str:
+    """What the mode is here, and what it costs."""
+    if is_batch_invariant():
+        return "on (DYNKERN_BATCH_INVARIANT): one kernel family, tiles and splits by sizes alone"
+    return "off (LLM(batch_invariant=True)); the CPU engine's rows never depend on their batch"
 
 
 def _versions() -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from dynkern.kernels import triton as triton_kernels
+from dynkern.kernels.invariance import is_batch_invariant
 
 logger = logging.getLogger("dynkern")
 
@@ -27,6 +28,8 @@ DEVICES = ("cpu", "cuda")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 # CUDA C++ is chosen only where it was measured faster than Triton; by name it can always be had
 _UNMEASURED = {("ragged_linear", "cuda")}
+# kernels whose sums may take another order with the number of rows
+_ROW_DEPENDENT = {("ragged_linear", "cuda")}
 _RUNS_ON = {"reference": DEVICES, "cpu": ("cpu",), "triton": ("cuda",), "cuda": ("cuda",)}
 LIBRARY = torch.library.Library("dynkern", "DEF")
 
@@ -74,7 +77,7 @@ class Op:
     schema: str
     check: Callable[..., None]
     kernels: dict[str, Kernel]
-    choices: dict[tuple[str, str], Choice] = field(default_factory=dict)
+    choices: dict[tuple[str, str, bool], Choice] = field(default_factory=dict)
 
     @cached_property
     def label(self) -> str:
@@ -195,10 +198,11 @@ def use_backend(name: str) -> Iterator[None]:
 def resolve(op: Op, device: str) -> Choice:
     """The kernel for `op` on `device` under the requested backend."""
     name = requested_backend()
-    choice = op.choices.get((device, name))
+    key = device, name, is_batch_invariant()
+    choice = op.choices.get(key)
     if choice is None:
         choice = _named(op, device, name) if name != "auto" else _automatic(op, device)
-        op.choices[device, name] = choice
+        op.choices[key] = choice
     return choice
 
 
@@ -207,6 +211,8 @@ def _obstacle(op: Op, device: str, backend: str) -> str | None:
         return f"it does not run on {device} tensors"
     if backend not in op.kernels:
         return "no such kernel"
+    if (op.name, backend) in _ROW_DEPENDENT and is_batch_invariant():
+        return "its sums may depend on the number of rows, and batch_invariant is on"
     return op.kernels[backend].missing()
 
 

@@ -136,7 +136,7 @@ class PassLimits:
     """How far an executor may go on its own. At least one pass runs; none starts once max_passes
     have run or max_seconds have gone by. A row ends with its first token of eos_ids[slot] (empty:
     none ends it) or with its remaining[slot]-th, and takes no part in later passes. until_end: no
-    pass starts once a row has ended, since another one waits for its slot.
+    pass starts once the host knows that a row has ended, since another one waits for its slot.
     """
 
     max_passes: int

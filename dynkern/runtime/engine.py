@@ -11,6 +11,7 @@ import torch
 
 from dynkern import routes as route_math
 from dynkern.cost import CostModel, roofline_model
+from dynkern.kernels.invariance import batch_invariant
 from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights
@@ -86,14 +87,20 @@ class RunOptions:
 class Engine:
     """Runs requests on one model. backend: "auto", or one that everything must run on.
     cost_model: set it to decode times measured on this engine, and schedules are chosen by them.
+    batch_invariant: kernels/invariance.py; None leaves it to DYNKERN_BATCH_INVARIANT.
 
     Raises BackendUnavailable (a ValueError) where these weights cannot run on the one named.
     """
 
     def __init__(
-        self, spec: DecoderSpec, weights: DecoderWeights | PackedWeights, backend: str = "auto"
+        self,
+        spec: DecoderSpec,
+        weights: DecoderWeights | PackedWeights,
+        backend: str = "auto",
+        batch_invariant: bool | None = None,
     ) -> None:
         self.spec, self.weights, self.backend = spec, weights, backend
+        self.batch_invariant = batch_invariant
         self.device = weights.device
         if isinstance(weights, PackedWeights):
             # whole passes run there, whatever kernels the single ops have
@@ -211,7 +218,8 @@ class Engine:
             _check_packed("backend", backend)
             # passes need no op; what little is left around them takes any kernel
             backend = "auto"
-        with torch.inference_mode(), use_backend(backend):
+        mode = batch_invariant(self.batch_invariant)
+        with torch.inference_mode(), use_backend(backend), mode:
             yield
 
     def take_cache(self, n_slots: int, n_lanes: int, capacity: int) -> KVCache:

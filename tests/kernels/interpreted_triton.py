@@ -11,10 +11,13 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 from dynkern import rng
+from dynkern.kernels.invariance import batch_invariant
 from dynkern.kernels.triton import common, tuning
 from dynkern.kernels.triton.sample import philox, uniforms
 from dynkern.ops import (
     lm_head_argmax,
+    ragged_attention_decode,
+    ragged_attention_prefill,
     ragged_linear,
     residual_bypass_layer_norm,
     residual_bypass_linear,
@@ -164,3 +167,87 @@ def test_no_rows_at_all():
     assert ragged_linear(empty, normal(3, 8)).shape == (0, 3)
     token, *measures = lm_head_argmax(empty, normal(3, 8))
     assert token.shape == (0,) and all(m.shape == (0,) for m in measures)
+
+
+# -- batch_invariant -----------------------------------------------------------------------------
+# rows of a batch, and one of them alone, each with the capacity that it would have
+
+
+def linear_rows(x: Tensor, rows: list[int]) -> list[Tensor]:
+    weight, bias = normal(70, x.shape[1], seed=1).to(x.dtype), normal(70, seed=2).to(x.dtype)
+    index = torch.tensor(rows, dtype=I32)
+    return [ragged_linear(x, weight, bias, index, None, "relu")]
+
+
+def bypass_linear_rows(x: Tensor, rows: list[int]) -> list[Tensor]:
+    weight, bias = normal(70, x.shape[1], seed=1).to(x.dtype), normal(70, seed=2).to(x.dtype)
+    norm = normal(x.shape[1], seed=3).to(x.dtype), normal(x.shape[1], seed=4).to(x.dtype)
+    delta = normal(*x.shape, seed=5).to(x.dtype)
+    count = torch.tensor([len(rows)], dtype=I32)
+    order = torch.arange(len(rows), dtype=I32)
+    h, d = x[rows], delta[rows]
+    lists = d, order, count, *norm, order, count, "pre", 1e-5
+    return list(residual_bypass_linear(h, *lists, weight, bias, "none"))
+
+
+def attention_rows(x: Tensor, rows: list[int]) -> list[Tensor]:
+    # as much room as the longest row of the batch needs
+    heads, size = 2, 16
+    lengths = [(7 * row) % 45 for row in rows]
+    positions = max(lengths) + 3
+    shape = len(x), heads, 48, size
+    cache = [
+        normal(*shape, seed=s).to(x.dtype)[rows][:, :, :positions].contiguous() for s in (6, 7)
+    ]
+    qkv = [normal(len(x), heads, size, seed=s).to(x.dtype)[rows] for s in (8, 9, 10)]
+    order = torch.arange(len(rows), dtype=I32)
+    length = torch.tensor(lengths, dtype=I32)
+    return [ragged_attention_decode(*qkv, *cache, order, length, order, None, size**-0.5)]
+
+
+def head_rows(x: Tensor, rows: list[int]) -> list[Tensor]:
+    weight = normal(131, x.shape[1], seed=11).to(x.dtype)
+    return list(lm_head_argmax(x[rows], weight, torch.tensor([len(rows)], dtype=I32)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("run", [linear_rows, bypass_linear_rows, attention_rows, head_rows])
+def test_a_row_is_bitwise_the_same_alone_and_in_any_batch(monkeypatch, run, dtype):
+    # splits at this size too, and more rows than one kernel's tile
+    monkeypatch.setattr(tuning, "TARGET_PROGRAMS", 16)
+    x = normal(140, 300).to(dtype)
+    everyone = list(range(140)) if run is not attention_rows else list(range(20))
+    with batch_invariant():
+        if run is linear_rows:
+            assert tuning.linear(1, 70, 300, x.element_size()).splits > 1
+        batch = run(x, everyone)
+        for rows in ([3], [19, 3], [11, 0, 3, 7, 5]):
+            few = run(x, rows)
+            for got, want in zip(few, batch, strict=True):
+                assert torch.equal(got, want[rows])
+    assert torch.allclose(run(x, everyone)[-1].float(), batch[-1].float(), rtol=3e-2, atol=3e-1)
+
+
+def test_long_products_in_parts_of_rows(monkeypatch):
+    monkeypatch.setattr(tuning, "INVARIANT_ROWS", 64)
+    x, weight = normal(150, 40), normal(33, 40)
+    index = torch.randperm(150).to(I32)
+    with batch_invariant():
+        for rows in (None, index):
+            assert torch.equal(
+                ragged_linear(x, weight, None, rows)[3],
+                ragged_linear(
+                    x[3:4] if rows is None else x, weight, None, None if rows is None else rows[3:4]
+                )[0],
+            )
+
+
+def test_prompts_attend_the_same_alone_and_packed():
+    q, k, v = (normal(60, 2, 16, seed=s) for s in range(3))
+    ends = torch.tensor([0, 17, 18, 60], dtype=I32)
+    with batch_invariant():
+        packed = ragged_attention_prefill(q, k, v, ends, 0.25)
+        for start, end in ((0, 17), (17, 18), (18, 60)):
+            alone = [t[start:end].contiguous() for t in (q, k, v)]
+            one = torch.tensor([0, end - start], dtype=I32)
+            assert torch.equal(ragged_attention_prefill(*alone, one, 0.25), packed[start:end])

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from dynkern.kernels import triton as triton_kernels
-from dynkern.ops import OPS, BackendUnavailable, use_backend
+from dynkern.kernels.invariance import batch_invariant, is_batch_invariant
+from dynkern.ops import OPS, BackendUnavailable, backends, use_backend
 from dynkern.ops.backends import Kernel, forget_choices, resolve
+from support.errors import one_line_error
 from support.samples import samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +25,7 @@ SMALL = "triton and agrees and (float32 or bfloat16)"
 RUNS = {
     "samples": ([AGREEMENT, "-k", "triton"], 50),
     "small tiles": (["-p", "support.small_tiles", AGREEMENT, "-k", SMALL], 26),
-    "special": (["tests/kernels/interpreted_triton.py"], 34),
+    "special": (["tests/kernels/interpreted_triton.py"], 44),
 }
 
 
@@ -168,3 +170,49 @@ def test_a_layer_is_at_most_five_launches(rows):
         delta = run("ragged_linear", y, floats(hidden, ffn), floats(hidden), None, n, "none")
     assert len(launches) == 5
     assert h.shape == delta.shape == (rows, hidden)
+
+
+def test_under_batch_invariant_tiles_know_nothing_of_rows():
+    pytest.importorskip("triton")
+    from dynkern.kernels.triton import tuning
+
+    sizes = (6144, 2048, 2), (2048, 8192, 2), (96, 60, 4)
+    counts = (1, 2, 7, 16, 33, 128, 129, 512)
+
+    def choices() -> list[set]:
+        linears = [{tuning.linear(rows, *size) for rows in counts} for size in sizes]
+        heads = [{tuning.head(rows, size) for rows in counts} for size in (2, 4)]
+        rooms = (40, 300, 2048)
+        attention = {tuning.decode_attention(n, 32, room, 64, 2) for n in counts for room in rooms}
+        return [*linears, *heads, attention, {tuning.is_tall(rows) for rows in counts}]
+
+    with batch_invariant():
+        assert [len(found) for found in choices()] == [1] * 7
+    # and without the mode they do
+    assert all(len(found) > 1 for found in choices())
+
+
+def test_batch_invariant_keeps_to_one_kernel_family(gpu_kernels, monkeypatch):
+    monkeypatch.setattr(backends, "_UNMEASURED", set())
+    op = OPS["ragged_linear"]
+    assert resolve(op, "cuda").backend == "cuda"
+    why = "its sums may depend on the number of rows, and batch_invariant is on"
+    with batch_invariant():
+        choice = resolve(op, "cuda")
+        assert (choice.backend, choice.reason) == ("triton", f"cuda: {why}")
+        with use_backend("cuda"), pytest.raises(BackendUnavailable, match=why):
+            resolve(op, "cuda")
+    assert resolve(op, "cuda").backend == "cuda"
+
+
+def test_the_mode_by_environment(monkeypatch):
+    assert not is_batch_invariant()
+    monkeypatch.setenv("DYNKERN_BATCH_INVARIANT", "1")
+    assert is_batch_invariant()
+    with batch_invariant(False):
+        assert not is_batch_invariant()
+        with batch_invariant(None):
+            assert not is_batch_invariant()
+    monkeypatch.setenv("DYNKERN_BATCH_INVARIANT", "yes")
+    with one_line_error(ValueError, "^DYNKERN_BATCH_INVARIANT: got 'yes', expected 0 or 1$"):
+        is_batch_invariant()

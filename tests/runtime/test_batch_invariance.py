@@ -154,3 +154,42 @@ def test_picked_tokens_are_the_same_in_any_batch(directory, isa, format, samplin
         alone = {i: pool.tokens([i], sampling)[i] for i in range(POOL)}
         for members in random_batches(seed=len(isa) + 1):
             assert pool.tokens(members, sampling) == {i: alone[i] for i in members}
+
+
+def prefill_alone_and_packed(llm: LLM) -> list[bool]:
+    """Whether each prompt's states and K/V are bitwise those of the packed prompts."""
+    prompts = random_prompts(6, seed=3)
+    with llm.engine.stepping():
+        packed = llm.engine.executor.prefill(prompts)
+        found = []
+        for place, prompt in enumerate(prompts):
+            alone = llm.engine.executor.prefill([prompt])
+            tokens = slice(packed.bounds[place], packed.bounds[place + 1])
+            pairs = [(alone.hidden[0], packed.hidden[place])]
+            pairs += [
+                (alone.keys, packed.keys[:, tokens]),
+                (alone.values, packed.values[:, tokens]),
+            ]
+            found.append(all(torch.equal(one, other) for one, other in pairs))
+    return found
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_prefill_of_the_engine_is_the_same_alone_and_packed(directory, format):
+    # with or without the mode
+    for mode in (None, True):
+        llm = LLM(directory, dtype=format, backend="cpu", batch_invariant=mode)
+        assert prefill_alone_and_packed(llm) == [True] * 6
+
+
+def test_the_reference_is_invariant_under_the_mode_only(directory):
+    plain, llm = (LLM(directory, backend="reference", batch_invariant=m) for m in (False, True))
+    assert [plain.describe()["batch_invariant"], llm.describe()["batch_invariant"]] == ["no", "yes"]
+    assert prefill_alone_and_packed(llm) == [True] * 6
+    assert not all(prefill_alone_and_packed(plain))
+    for policies in (PLANNED, TOKEN):
+        pool = Pool(llm, policies)
+        alone = {i: pool.bits([i])[i] for i in range(POOL)}
+        for members in islice(random_batches(seed=8), 2):
+            torch.set_num_threads(1)
+            assert pool.bits(members) == {i: alone[i] for i in members}

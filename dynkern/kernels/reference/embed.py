@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynkern.kernels.reference.rows import linear
+
 
 def embed(
     token_ids: Tensor,
@@ -16,5 +18,5 @@ def embed(
 ) -> Tensor:
     tokens = F.embedding(token_ids, token_weight)
     if project_in is not None:
-        tokens = F.linear(tokens, project_in)
+        tokens = linear(tokens, project_in)
     return tokens + F.embedding(positions + position_offset, position_weight)

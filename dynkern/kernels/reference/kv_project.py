@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from dynkern.kernels.reference.rows import count
+from dynkern.kernels.reference.rows import count, linear
 
 
 def kv_project(
@@ -20,7 +19,7 @@ def kv_project(
 ) -> None:
     n = count(n_active, x.shape[0])
     heads, size = k_cache.shape[1], k_cache.shape[3]
-    kv = F.linear(x[:n], weight, bias).view(n, 2, heads, size)
+    kv = linear(x[:n], weight, bias).view(n, 2, heads, size)
     lanes, positions = lane[:n].long(), position[:n].long()
     k_cache[lanes, :, positions] = kv[:, 0]
     v_cache[lanes, :, positions] = kv[:, 1]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from dynkern.kernels.reference.rows import accumulator, count, pad
+from dynkern.kernels.reference.rows import accumulator, count, linear, pad
 
 
 def lm_head_argmax(
     x: Tensor, weight: Tensor, n_active: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     capacity = x.shape[0]
-    logits = F.linear(x[: count(n_active, capacity)], weight)
+    logits = linear(x[: count(n_active, capacity)], weight)
     logits = logits.to(accumulator(logits))
     token = logits.argmax(dim=-1)
     log_sum = logits.logsumexp(dim=-1)

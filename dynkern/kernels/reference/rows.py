@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from dynkern.kernels.invariance import is_batch_invariant
 
 
 def count(n_active: Tensor | None, capacity: int) -> int:
@@ -18,6 +21,15 @@ def pad(rows: Tensor, capacity: int) -> Tensor:
         return rows
     filler = float("nan") if rows.is_floating_point() else 0
     return torch.cat([rows, rows.new_full((missing, *rows.shape[1:]), filler)])
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias; row by row under batch_invariant, since a product of more rows may sum
+    in another order. A row's own memory keeps its alignment out of it.
+    """
+    if len(x) > 1 and is_batch_invariant():
+        return torch.cat([F.linear(row.clone(), weight, bias) for row in x.split(1)])
+    return F.linear(x, weight, bias)
 
 
 def accumulator(tensor: Tensor) -> torch.dtype:

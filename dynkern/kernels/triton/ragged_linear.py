@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.kernels.triton import tuning
 from dynkern.kernels.triton.common import (
     active_rows,
@@ -229,6 +230,14 @@ def ragged_linear(
     """The op (ops/ragged_linear.py); row_index may also be int64."""
     capacity = x.shape[0] if row_index is None else row_index.shape[0]
     out = torch.empty((capacity, weight.shape[0]), dtype=x.dtype, device=x.device)
+    most = tuning.INVARIANT_ROWS
+    if n_active is None and capacity > most and is_batch_invariant():
+        for start in range(0, capacity, most):
+            part = out[start : start + most]
+            rows = x if row_index is not None else x[start : start + most]
+            index = None if row_index is None else row_index[start : start + most]
+            _launch(rows, weight, bias, index, None, activation, len(part), part)
+        return out
     _launch(x, weight, bias, row_index, n_active, activation, capacity, out)
     return out
 
@@ -280,7 +289,7 @@ def _launch(
     shape |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
     inputs = x, weight, bias, row_index, n_active, out
     sizes = capacity, n_out, n_in, x.stride(0), weight.stride(0)
-    if capacity > tuning.SKINNY_ROWS:
+    if tuning.is_tall(capacity):
         grid = (row_tiles * tiles,)
         launch(_tall, grid, *inputs, *places, *sizes, *cache, GROUP=8, **shape)
         return

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.kernels.triton import tuning
 from dynkern.kernels.triton.common import (
     active_rows,
@@ -237,7 +238,8 @@ def residual_bypass_linear(
     expect_contiguous("h", h)
     capacity, (rows, hidden) = len(row_index), h.shape
     n_deltas = 0 if delta is None else len(delta)
-    if max(rows, capacity, n_deltas) > tuning.SKINNY_ROWS or capacity == 0:
+    many = max(rows, capacity, n_deltas) > tuning.SKINNY_ROWS or is_batch_invariant()
+    if many or capacity == 0:
         out = h.clone()
         bypass = delta, delta_rows, n_delta, norm_weight, norm_bias, row_index, n_active
         x = residual_bypass_layer_norm(out, *bypass, norm, eps)

@@ -2,12 +2,14 @@
 
 They were chosen by what compiles without spills for sm_80 to sm_100 (bench/aot.py) and by counting
 bytes in flight; none was timed yet, since no kernel has run on a GPU. Choices depend on capacities,
-never on n_active, which only the device knows.
+never on n_active, which only the device knows; under batch_invariant on the model's sizes alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+
+from dynkern.kernels.invariance import is_batch_invariant
 
 # programs that fill an H100's 132 SMs twice; a smaller grid splits its reduction
 TARGET_PROGRAMS = 264
@@ -16,6 +18,11 @@ MAX_SPLITS = 16
 SKINNY_ROWS = 128
 # rows up to which one program a row finds its places by a scan over all row lists
 SCANNED_ROWS = 1024
+# rows of one launch under batch_invariant, where sums of every split are kept: 64 MiB at most for
+# 4096 outputs in 4 splits
+INVARIANT_ROWS = 1024
+# programs that share a row's head under batch_invariant, whatever the rows and the room
+INVARIANT_SPLITS = 8
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,21 @@ _HEAD = {
 }
 
 
+def is_tall(rows: int) -> bool:
+    """Whether ragged_linear's kernel is the one for many rows."""
+    return rows > SKINNY_ROWS and not is_batch_invariant()
+
+
 def linear(rows: int, n_out: int, n_in: int, itemsize: int) -> Tile:
     """The tile of ragged_linear for `rows` rows of capacity."""
-    if rows > SKINNY_ROWS:
+    if is_tall(rows):
         return _TALL[itemsize]
-    tile = _up_to(_SKINNY[itemsize], rows)
+    table = _SKINNY[itemsize]
+    if is_batch_invariant():
+        tile = table[max(table)]
+        rows = tile.rows  # one tile of them decides how the inputs are split
+    else:
+        tile = _up_to(table, rows)
     programs = ceil_div(n_out, tile.outputs) * ceil_div(rows, tile.rows)
     # a split shorter than two steps of the loop has nothing to overlap
     most = max(1, n_in // (2 * tile.inputs))
@@ -62,7 +79,8 @@ def bypass_linear(rows: int, n_out: int, n_in: int, itemsize: int) -> Tile:
 
 def head(rows: int, itemsize: int) -> Tile:
     """The tile of lm_head_argmax: the vocabulary fills a GPU without splits."""
-    return _up_to(_HEAD[itemsize], min(rows, max(_HEAD[itemsize])))
+    most = max(_HEAD[itemsize])
+    return _up_to(_HEAD[itemsize], most if is_batch_invariant() else min(rows, most))
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,8 @@ def decode_attention(
     """block_size: the head size, padded to a power of two. positions: a lane's capacity."""
     # a step loads 8 KiB of K and of V, 64 bytes each a thread; twice as much spills on sm_80
     entries = min(128, max(16, 8192 // (itemsize * block_size)))
+    if is_batch_invariant():
+        return DecodeAttention(entries, INVARIANT_SPLITS)
     most = max(1, ceil_div(positions, 2 * entries))
     splits = min(MAX_SPLITS, most, max(1, TARGET_PROGRAMS // max(1, rows * heads)))
     return DecodeAttention(entries, 1 << (splits.bit_length() - 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -11,13 +12,15 @@ from torch import Tensor
 from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights
+from dynkern.routes import check_choice
 from dynkern.runtime.batch import DecodeBatch, PassLimits, PassResult, PrefillResult
+from dynkern.runtime.executors.cuda_graph import CudaGraphExecutor
 from dynkern.runtime.executors.eager import EagerExecutor
 from dynkern.runtime.executors.native import NativeExecutor
 from dynkern.runtime.kv_cache import KVCache
 from dynkern.runtime.sampling import Head, TokenPicker
 
-__all__ = ["EagerExecutor", "Executor", "NativeExecutor", "make_executor"]
+__all__ = ["CudaGraphExecutor", "EagerExecutor", "Executor", "NativeExecutor", "make_executor"]
 
 
 class Executor(Protocol):
@@ -62,8 +65,29 @@ class Executor(Protocol):
         ...
 
 
-def make_executor(spec: DecoderSpec, weights: DecoderWeights | PackedWeights) -> Executor:
-    """Native for weights packed for csrc/cpu; else eager, which composes the ops' kernels."""
+def make_executor(
+    spec: DecoderSpec, weights: DecoderWeights | PackedWeights, name: str | None = None
+) -> Executor:
+    """Native for weights packed for csrc/cpu; cuda_graph on a GPU; else eager, which composes the
+    ops' kernels. name, or DYNKERN_EXECUTOR, picks one: "auto", "eager", "cuda_graph" or "native".
+
+    Raises ValueError, one line, for one that these weights cannot have.
+    """
+    argument = "executor" if name is not None else "DYNKERN_EXECUTOR"
+    name = name if name is not None else os.environ.get("DYNKERN_EXECUTOR") or "auto"
+    check_choice(argument, name, ("auto", "eager", "cuda_graph", "native"))
     if isinstance(weights, PackedWeights):
+        own = "native"
+    else:
+        own = "cuda_graph" if weights.device.type == "cuda" else "eager"
+    able = {"native": ("native",), "cuda_graph": ("cuda_graph", "eager"), "eager": ("eager",)}[own]
+    if name not in ("auto", *able):
+        raise ValueError(
+            f"{argument}: got {name!r}, expected auto or {' or '.join(able)} for these weights"
+        )
+    chosen = own if name == "auto" else name
+    if chosen == "native":
         return NativeExecutor(spec, weights)
+    if chosen == "cuda_graph":
+        return CudaGraphExecutor(spec, weights, demanded=name == "cuda_graph")
     return EagerExecutor(spec, weights)
