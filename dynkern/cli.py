@@ -1,4 +1,4 @@
-"""The command line: `dynkern eval | generate | info | doctor`."""
+"""The command line: `dynkern eval | generate | info | doctor`, and the commands of commands/."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dynkern.commands import oracle as oracle_commands
 
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
@@ -159,6 +161,9 @@ def doctor(
     from dynkern.evaluation.doctor import run_doctor
 
     raise typer.Exit(0 if run_doctor(model, backend, seed) else 1)
+
+
+oracle_commands.register(app)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -215,9 +215,7 @@ def _tables(quality: ArrayLike, costs: ArrayLike) -> tuple[Floats, Floats]:
     return table, np.broadcast_to(price, table.shape)
 
 
-def _hulls(
-    quality: Floats, costs: Floats
-) -> tuple[Integers, tuple[Integers, Integers, Integers]]:
+def _hulls(quality: Floats, costs: Floats) -> tuple[Integers, tuple[Integers, Integers, Integers]]:
     """Cheapest options [N], and every sequence's rising hull as (sequence, from, to), [M] each.
 
     Gift wrapping for all sequences at once: at most K rounds over [N, K].
