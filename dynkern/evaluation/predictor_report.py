@@ -71,11 +71,10 @@ def run_training(config: PredictorConfig, console: Console) -> Path:
         f"{len(judged.rows)} unseen prompts, {table.num_layers} layers, "
         f"family {table.routes.family}, {config.head}"
     )
-    full = judged.quality[:, -1]
-    spread = interval(np.concatenate([w @ full for w in weights(len(full), config.resamples)]))
+    full = judged.at_budget["full"]
     figure = draw_allocation(
         {way: judged.curves[way] for way in WAYS},
-        (float(full.mean()), float(spread[0]), float(spread[1])),
+        (full["rougeL"], *full["ci"]),
         table.routes.budgets,
         judged.shares,
         title,
@@ -180,7 +179,7 @@ def judge(
 
 
 def _gap_name(pair: tuple[str, str]) -> str:
-    return f"{pair[0]} - {pair[1]}"
+    return f"{pair[0]}_minus_{pair[1]}"
 
 
 def _values(
@@ -221,7 +220,7 @@ def _print(console: Console, judged: Judged, predictor: Predictor) -> None:
     for name in ("full", *WAYS, *map(_gap_name, GAPS)):
         point = judged.at_budget[name]
         low, high = point["ci"]
-        label = LABELS.get(name, name.replace("_", " "))
+        label = LABELS.get(name, name.replace("_minus_", " - ").replace("_", " "))
         grid.add_row(label, f"{point['rougeL']:.4f}", f"{low:.4f} to {high:.4f}")
     console.print(grid)
     if not predictor.about["reaches_full_depth_on_train"]:
