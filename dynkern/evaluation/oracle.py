@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,12 @@ class OracleConfig:
         for name in ("max_new_tokens", "samples", "validation_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
-        sampling = self.sampling
-        if self.samples > 1 and sampling.is_greedy:
+        # the op says the same, but only once rows decode
+        if not 0.0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: got {self.temperature}, expected 0 or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise ValueError(f"top_p: got {self.top_p}, expected more than 0, up to 1")
+        if self.samples > 1 and self.sampling.is_greedy:
             raise ValueError(
                 f"samples: got {self.samples} of greedy decoding, which are all the same; give "
                 "--temperature, e.g. 0.7"
