@@ -40,6 +40,7 @@ def report_allocation(
     Equal tables give equal files. ValueError, one line, where there is no table to analyse.
     """
     table = load_table(path)
+    _check_own(output / "results.json", table)
     make_folder(output)
     found = allocate(table, resamples, seed)
     rows = np.arange(len(table.ids))
@@ -65,6 +66,19 @@ def report_allocation(
     print_summary(console, results)
     console.print(f"results in {output}", highlight=False, soft_wrap=True)
     return results
+
+
+def _check_own(path: Path, table: Table) -> None:
+    """Raise a one-line ValueError where a report of something else would be overwritten."""
+    if not path.exists():
+        return
+    try:
+        about = dict(json.loads(path.read_text(encoding="utf-8"))["table"])
+    except (ValueError, KeyError, TypeError, OSError):
+        about = {}
+    about.pop("missing_prompts", None)
+    if about != table.manifest:
+        raise ValueError(f"output: {path} holds another report; take another --output")
 
 
 def _title(table: Table) -> str:

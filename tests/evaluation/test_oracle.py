@@ -350,10 +350,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(place, tmp_path, capsys, more,
 
 def test_another_model_or_data_set_is_refused(place, whole, tmp_path, capsys):
     before = (whole / FILE_NAME).read_bytes()
-    save_checkpoint(tmp_path / "other", num_layers=LAYERS, hidden_size=24)
+    save_checkpoint(tmp_path / "other", num_layers=LAYERS, seed=1)
     save_records(tmp_path / "other.jsonl", COUNT + 1)
+    capsys.readouterr()
     for more, named in (
-        (["--model", f"{tmp_path}/other"], "model."),
+        (["--model", f"{tmp_path}/other"], "model.weights"),
         (["--data", f"{tmp_path}/other.jsonl"], "data ("),
         (["--limit", "3"], "prompts (7 then, 3 now)"),
         (["--max-new-tokens", "8"], "max_new_tokens (9 then, 8 now)"),
