@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stopped() -> int:
-    print("\ndynkern: stopped; --resume goes on with a stopped eval", file=sys.stderr)
+    print("\ndynkern: stopped; --resume goes on with a stopped eval or oracle", file=sys.stderr)
     return 130
 
 

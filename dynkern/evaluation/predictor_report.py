@@ -137,14 +137,14 @@ def judge(
     choices = [predictor.choose(predicted, prices[at]) for at in picked]
     choices.append(predictor.choose(predicted))
     oracle = Frontier(quality, costs)
-    point = _values(np.full(len(rows), 1.0 / len(rows)), quality, costs, oracle, choices)
+    even = np.full((1, len(rows)), 1.0 / len(rows))
+    at_point = _values(even, quality, costs, oracle, choices)
+    point = {name: values[0] for name, values in at_point.items()}
     draws = [
         _values(weight, quality, costs, oracle, choices)
-        for chunk in weights(len(rows), resamples, seed)
-        for weight in chunk
+        for weight in weights(len(rows), resamples, seed)
     ]
-    stacked = {name: np.stack([draw[name] for draw in draws]) for name in point}
-    spread = {name: interval(values) for name, values in stacked.items()}
+    spread = {name: interval(np.concatenate([draw[name] for draw in draws])) for name in point}
     order = np.argsort(point["layers"][:-1], kind="stable")
 
     def curve(name: str) -> dict[str, Floats]:
@@ -189,26 +189,34 @@ def _values(
     oracle: Frontier,
     choices: list[NDArray[np.int64]],
 ) -> dict[str, Floats]:
-    """Every way at the mean layers that each of G choices comes to under weights [T]; [G] each."""
-    every = np.arange(len(quality))
+    """Every way at the mean layers that each of G choices comes to, [b, G] each.
+
+    weight: [b, T], of the sequences in each resample.
+    """
+    every, kinds = np.arange(len(quality)), np.arange(len(costs))
     means = weight @ quality
-    layers = np.array([weight @ costs[choice] for choice in choices])
+    scored = np.stack([quality[every, choice] for choice in choices])
+    layers = weight @ np.stack([costs[choice] for choice in choices]).T
+    dealt = [((weight @ (choice[:, None] == kinds)) * means).sum(axis=1) for choice in choices]
     found = {
         "layers": layers,
-        "predictor": np.array([weight @ quality[every, choice] for choice in choices]),
-        "histogram": np.array(
-            [np.bincount(choice, weight, minlength=len(costs)) @ means for choice in choices]
-        ),
-        "one_route": one_route(costs, means, layers),
-        "full": np.full(len(choices), means[-1]),
+        "predictor": weight @ scored.T,
+        "histogram": np.stack(dealt, axis=1),
+        "full": np.repeat(means[:, -1:], len(choices), axis=1),
     }
-    drawn = weight[oracle.sequence]
-    start = oracle.costs[every, oracle.start]
-    cost = weight @ start + np.concatenate([[0.0], np.cumsum(drawn * oracle.price)])
-    base = weight @ quality[every, oracle.start]
-    value = base + np.concatenate([[0.0], np.cumsum(drawn * oracle.gain)])
-    at = np.maximum(np.searchsorted(cost, layers + 1e-9, side="right") - 1, 0)
-    found["oracle"] = value[at]
+    best = [one_route(costs, mean, at) for mean, at in zip(means, layers, strict=True)]
+    found["one_route"] = np.stack(best)
+    start = weight @ np.stack(
+        [oracle.costs[every, oracle.start], quality[every, oracle.start]], axis=1
+    )
+    reached = []
+    for row, (cost, value), wanted in zip(weight, start, layers, strict=True):
+        drawn = row[oracle.sequence]
+        spent = np.concatenate([[cost], cost + np.cumsum(drawn * oracle.price)])
+        gained = np.concatenate([[value], value + np.cumsum(drawn * oracle.gain)])
+        at = np.searchsorted(spent, wanted + 1e-9, side="right") - 1
+        reached.append(gained[np.maximum(at, 0)])
+    found["oracle"] = np.stack(reached)
     return found | {_gap_name(pair): found[pair[0]] - found[pair[1]] for pair in GAPS}
 
 
