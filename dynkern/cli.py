@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dynkern.commands import explain
+from dynkern.commands import explain, oracle
 
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
@@ -163,7 +163,7 @@ def doctor(
     raise typer.Exit(0 if run_doctor(model, backend, seed) else 1)
 
 
-for command in (explain,):
+for command in (explain, oracle):
     command.register(app)
 
 
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stopped() -> int:
-    print("\ndynkern: stopped; --resume goes on with a stopped eval", file=sys.stderr)
+    print("\ndynkern: stopped; --resume goes on with a stopped eval or oracle", file=sys.stderr)
     return 130
 
 

@@ -120,6 +120,7 @@ def test_help_lists_the_commands(capsys):
     assert main(["--help"]) == 0
     seen = capsys.readouterr().out
     assert all(name in seen for name in ("eval", "generate", "info", "doctor"))
+    assert all(name in seen for name in ("oracle", "merge", "allocate", "train-predictor"))
 
 
 def test_an_interrupt_says_how_to_go_on(place, tmp_path, capsys, monkeypatch):
@@ -130,4 +131,6 @@ def test_an_interrupt_says_how_to_go_on(place, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(sweep, "run_quality", interrupted)
     assert main(EVAL.format(p=place, out=tmp_path / "out").split()) == 130
-    assert capsys.readouterr().err.strip().endswith("--resume goes on with a stopped eval")
+    assert (
+        capsys.readouterr().err.strip().endswith("--resume goes on with a stopped eval or oracle")
+    )

@@ -18,6 +18,7 @@ PACKAGE = Path(dynkern.__file__).parent
 ORDER = [
     ["__main__"],
     ["cli"],
+    ["commands"],
     ["evaluation"],
     ["training"],
     ["hf"],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dynkern.cli import main
 from dynkern.ops import OPS
 from support.checkpoint import save_checkpoint, save_records
 
@@ -39,15 +40,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def made(place: Path) -> Path:
+    """TABLE and PREDICTOR, which some commands need and others make."""
+    save_records(place / "MORE.jsonl", 60)
+    words = f"oracle --model {place}/MODEL --data {place}/MORE.jsonl --template plain --no-losses"
+    assert main([*words.split(), "--max-new-tokens", "6", "--output", f"{place}/TABLE"]) == 0
+    words = f"train-predictor {place}/TABLE --output {place}/PREDICTOR --train-share 0.6"
+    assert main(words.split()) == 0
+    return place
+
+
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if c.startswith("dynkern")], ids=lambda c: c[:60]
 )
-def test_dynkern_command_runs(place, command, tmp_path):
+def test_dynkern_command_runs(place, command, tmp_path, request):
     words = [str(place / "DATA.jsonl") if w == "DATA" else w for w in shlex.split(command)]
     words = [str(place / "MODEL") if w == "MODEL" else w for w in words]
+    if "oracle" not in words and ("TABLE" in command or "PREDICTOR" in command):
+        made = request.getfixturevalue("made")
+        fresh = words.index("--output") + 1 if "train-predictor" in words else None
+        for place_of, word in enumerate(words):
+            if place_of != fresh:
+                word = word.replace("TABLE", f"{made}/TABLE")
+                words[place_of] = word.replace("PREDICTOR", f"{made}/PREDICTOR")
+        words = [w.replace("/DATA.jsonl", "/MORE.jsonl") for w in words]
     if "eval" in words:
         # the model and the data are tiny, so are the lengths
         words += ["--max-new-tokens", "6", "--repeat", "1", "--batch-size", "4"]
+    if "oracle" in words:
+        words += ["--max-new-tokens", "6"]
+    if "train-predictor" in words:
+        # of prompts that are mostly equal, more fall on one side than on the other
+        words += ["--train-share", "0.6"]
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )

@@ -31,7 +31,7 @@ def explain(
 
     from dynkern.evaluation.explain import Case, Explainer
     from dynkern.evaluation.explain_report import print_explanation
-    from dynkern.evaluation.progress import add_task, progress_bar
+    from dynkern.evaluation.progress import Progressing
     from dynkern.llm import LLM
     from dynkern.policies import policy as make_policy
     from dynkern.routes import KV_FILLS, check_choice
@@ -41,6 +41,6 @@ def explain(
     case = Case(make_policy(policy), policy, *counts, kv_fill, seed, repeat)
     llm = LLM(model, dtype=dtype, backend=backend)
     explainer = Explainer(llm, case)
-    with progress_bar(Console(stderr=True)) as progress:
-        found = explainer.measure(add_task(progress, "timing"))
+    with Progressing(Console(stderr=True)) as progress:
+        found = explainer.measure(progress.task("timing"))
     print_explanation(found)

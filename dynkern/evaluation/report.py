@@ -55,25 +55,27 @@ def write_results(path: str | Path, meta: Mapping[str, Any], runs: Sequence[Run]
         if not run.get("policy"):
             raise ValueError(f"runs: got no policy in run {place}, expected one in each")
     rows = [{**dict.fromkeys(RUN_KEYS), **run} for run in runs]
-    content = json.dumps(_plain({"meta": meta, "runs": rows}), indent=2, allow_nan=False) + "\n"
-    _write_atomically(Path(path), lambda part: part.write_text(content, encoding="utf-8"))
+    content = json.dumps(plain({"meta": meta, "runs": rows}), indent=2, allow_nan=False) + "\n"
+    write_atomically(Path(path), lambda part: part.write_text(content, encoding="utf-8"))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it; a number that is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
 
 
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Have `write` fill a file beside `path`, on disk before it takes that name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -94,7 +96,7 @@ def plot_curve(runs: Sequence[Run], path: str | Path, title: str | None = None) 
     from dynkern.evaluation.curve import draw_curve
 
     figure = draw_curve(runs, title)
-    _write_atomically(Path(path), lambda part: figure.savefig(part, format="png"))
+    write_atomically(Path(path), lambda part: figure.savefig(part, format="png"))
 
 
 def print_table(

@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from dynkern.data import TEMPLATES, encode_prompt, load_records, prompt_cap
+from dynkern.data import TEMPLATES, Record, encode_prompt, load_records, prompt_cap
 from dynkern.evaluation.analysis import aggregate
-from dynkern.evaluation.progress import add_task, progress_bar
+from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.quality import Prompt, run_quality
 from dynkern.evaluation.report import RUN_KEYS, plot_curve, print_table, write_results
 from dynkern.evaluation.samples import SampleStore
@@ -86,22 +86,20 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
     llm = LLM(config.model, dtype=config.dtype, backend=config.backend)
     for policy in policies.values():
         check_policy(policy, llm.spec.num_layers)
-    prompts, truncated = _encode(llm, records, config)
+    prompts, truncated = encode_prompts(llm, records, config.template, config.max_new_tokens)
     on = ", ".join(f"{name} {value}" for name, value in llm.describe().items())
     console.print(f"prompts {len(prompts)}, policies {len(policies)}, {on}", highlight=False)
     started = datetime.now(timezone.utc)
-    _make_folder(config.output)
+    make_folder(config.output)
     store = SampleStore(
         config.output / "samples.jsonl",
         _fingerprint(llm, prompts, config),
         config.resume,
         order=[record.id for record in records],
     )
-    with store, progress_bar(console) as progress:
+    with store, Progressing(console) as progress:
         run = {**config.run, "max_new_tokens": config.max_new_tokens}
-        run_quality(
-            llm, prompts, policies, store, config.batch_size, run, add_task(progress, "quality")
-        )
+        run_quality(llm, prompts, policies, store, config.batch_size, run, progress.task("quality"))
         speed = None
         if config.timing:
             plan = TimingPlan(
@@ -112,7 +110,7 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
                 config.repeat,
                 config.run,
             )
-            speed = measure_speed(llm, plan, add_task(progress, "timing"))
+            speed = measure_speed(llm, plan, progress.task("timing"))
         runs = [_run_row(store, spec, config, speed) for spec in policies]
     meta = _meta(llm, config, prompts, truncated, started, speed)
     write_results(config.output / "results.json", meta, runs)
@@ -122,7 +120,8 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
     return config.output
 
 
-def _make_folder(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make a folder to write into; ValueError, one line, where that cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,30 +130,49 @@ def _make_folder(folder: Path) -> None:
         ) from None
 
 
-def _encode(llm: LLM, records: list, config: SweepConfig) -> tuple[list[Prompt], int]:
+def encode_prompts(
+    llm: LLM, records: list[Record], template: str, max_new_tokens: int
+) -> tuple[list[Prompt], int]:
+    """The records as prompts that leave room for max_new_tokens, and how many had to be cut."""
     if llm.tokenizer is None:
         raise ValueError(f"model: {llm.path} has no tokenizer, expected one to encode the prompts")
-    room = llm.spec.max_positions - config.max_new_tokens + 1
+    room = llm.spec.max_positions - max_new_tokens + 1
     if room < 1:
         raise ValueError(
-            f"max_new_tokens: got {config.max_new_tokens}, expected up to the model's "
+            f"max_new_tokens: got {max_new_tokens}, expected up to the model's "
             f"{llm.spec.max_positions} positions"
         )
-    cap = prompt_cap(config.template, room)
+    cap = prompt_cap(template, room)
     prompts, truncated = [], 0
     for index, record in enumerate(records):
-        encoded = encode_prompt(llm.tokenizer, record, config.template, cap, llm.spec.bos_token_id)
+        encoded = encode_prompt(llm.tokenizer, record, template, cap, llm.spec.bos_token_id)
         truncated += encoded.truncated
         prompts.append(Prompt(index, record, encoded.ids))
     return prompts, truncated
 
 
+def model_identity(llm: LLM) -> dict[str, Any]:
+    """What makes it this model: its shape, and a digest of its weights."""
+    weights = digest(json.dumps(llm.engine.weights.checksums()).encode())
+    return asdict(llm.spec) | {"weights": weights}
+
+
+def data_digest(prompts: list[Prompt]) -> str:
+    """Digest of ids, encoded prompts and references."""
+    content = [(p.record.id, p.ids, p.record.references) for p in prompts]
+    return digest(json.dumps(content).encode())
+
+
+def digest(content: bytes) -> str:
+    """16 hex digits of SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def _fingerprint(llm: LLM, prompts: list[Prompt], config: SweepConfig) -> dict[str, Any]:
     """What decides the texts: a resumed run must agree in all of it."""
-    content = [(p.record.id, p.ids, p.record.references) for p in prompts]
     return {
-        "model": asdict(llm.spec) | {"weights": _weights_digest(llm)},
-        "data": _digest(json.dumps(content).encode()),
+        "model": model_identity(llm),
+        "data": data_digest(prompts),
         "prompts": len(prompts),
         "template": config.template,
         "dtype": str(llm.dtype),
@@ -163,14 +181,6 @@ def _fingerprint(llm: LLM, prompts: list[Prompt], config: SweepConfig) -> dict[s
         "max_new_tokens": config.max_new_tokens,
         **config.run,
     }
-
-
-def _weights_digest(llm: LLM) -> str:
-    return _digest(json.dumps(llm.engine.weights.checksums()).encode())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _run_row(

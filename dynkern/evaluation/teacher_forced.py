@@ -21,6 +21,8 @@ class _Teacher(TokenPicker):
         super().__init__(head, SamplingParams(), 0)
         self.targets = targets
         self.losses: list[float] = []
+        # the row of each loss
+        self.slots: list[int] = []
 
     def pick(
         self, hidden: Tensor, n: Tensor | None, rows: Tensor, request: Tensor, step: Tensor
@@ -34,6 +36,7 @@ class _Teacher(TokenPicker):
         logits = self.head.logits(hidden, n)[:count].float()
         losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
         self.losses += losses.tolist()
+        self.slots += slots
         token = torch.zeros(hidden.shape[0], dtype=torch.int64)
         token[:count] = wanted
         return token
@@ -52,36 +55,67 @@ def teacher_forced_losses(
     target token is decoded by the very passes that generate text, in the model's own K/V dtype.
     report(done, total) counts prompts. ValueError for unequal numbers or an empty target.
     """
-    if len(prompts) != len(targets):
-        raise ValueError(f"targets: got {len(targets)} for {len(prompts)} prompts")
-    if not all(targets):
-        raise ValueError("targets: got an empty one, expected at least one token in each")
+    _check_targets(prompts, targets)
     losses: list[float] = []
     for start in range(0, len(prompts), batch_size):
         part = slice(start, start + batch_size)
-        losses += _batch_losses(llm, prompts[part], targets[part])
+        losses += _run_batch(llm, prompts[part], targets[part]).losses
         report(min(start + batch_size, len(prompts)), len(prompts))
     return losses
 
 
-def _batch_losses(
-    llm: LLM, prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]
+def teacher_forced_sums(
+    llm: LLM,
+    prompts: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    keep: Sequence[Tensor],
 ) -> list[float]:
+    """Cross entropy in nats of each row's whole target under its own route, all rows in one batch.
+
+    As teacher_forced_losses, but the passes of tokens 2..N run the layers of keep[i], bool [L],
+    which is what generating does; equal prompts are prefilled once. ValueError alike.
+    """
+    _check_targets(prompts, targets)
+    teacher = _run_batch(llm, prompts, targets, keep)
+    sums = [0.0] * len(prompts)
+    for slot, loss in zip(teacher.slots, teacher.losses, strict=True):
+        sums[slot] += loss
+    return sums
+
+
+def _check_targets(prompts: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> None:
+    if len(prompts) != len(targets):
+        raise ValueError(f"targets: got {len(targets)} for {len(prompts)} prompts")
+    if not all(targets):
+        raise ValueError("targets: got an empty one, expected at least one token in each")
+
+
+def _run_batch(
+    llm: LLM,
+    prompts: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    keep: Sequence[Tensor] | None = None,
+) -> _Teacher:
+    """Decode the targets of one batch; the teacher that watched."""
     engine, n_rows = llm.engine, len(prompts)
     executor, num_layers = engine.executor, engine.spec.num_layers
     teacher = _Teacher(executor.head, targets)
+    unique = list(dict.fromkeys(map(tuple, prompts)))
+    places = {prompt: place for place, prompt in enumerate(unique)}
+    owner = [places[tuple(prompt)] for prompt in prompts]
+    plans = [routes.full(num_layers)] * n_rows if keep is None else keep
     with engine.stepping():
-        state = executor.prefill(prompts)
+        state = executor.prefill(unique)
         slots = torch.arange(n_rows, dtype=torch.int32)
-        teacher.pick(state.hidden, None, slots, slots.long(), torch.zeros(n_rows).long())
+        teacher.pick(state.hidden[owner], None, slots, slots.long(), torch.zeros(n_rows).long())
         longest = max(len(p) + len(t) for p, t in zip(prompts, targets, strict=True))
-        cache = engine.take_cache(n_rows, n_rows * num_layers, longest)
+        lanes = int(sum(route.sum() for route in plans))
+        cache = engine.take_cache(n_rows, lanes, longest)
         batch = DecodeBatch(num_layers, n_rows, "project", None, 0, engine.device)
-        every = routes.full(num_layers)
-        for slot in range(n_rows):
-            span = slice(state.bounds[slot], state.bounds[slot + 1])
-            cache.admit(slot, every, state.keys[:, span], state.values[:, span])
-            batch.admit(slot, targets[slot][0], len(prompts[slot]), slot, every)
+        for slot, route in enumerate(plans):
+            span = slice(state.bounds[owner[slot]], state.bounds[owner[slot] + 1])
+            cache.admit(slot, route, state.keys[:, span], state.values[:, span])
+            batch.admit(slot, targets[slot][0], len(prompts[slot]), slot, route)
             if len(targets[slot]) == 1:
                 batch.retire(slot)
         left = [len(target) - 1 for target in targets]
@@ -95,4 +129,4 @@ def _batch_losses(
                     batch.retire(slot)
         batch.fill = None
         engine.give_back(cache)
-    return teacher.losses
+    return teacher

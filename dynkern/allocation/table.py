@@ -1,0 +1,117 @@
+"""A table in memory: what every prompt came to under every route, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dynkern.allocation.families import RouteSet
+from dynkern.allocation.store import TableStore
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """N prompts that have all their rows, R routes, S samples.
+
+    quality, tokens, agreement: [N, R, S], ROUGE-L F1, generated tokens, share of the full route's
+    tokens (NaN where it was not compared). loss: [N, R], teacher-forced nats per token, NaN where
+    there is none. prompt_tokens: int [N]. states: float32 [N, E], the prompt's last token as the LM
+    head reads it, None where a prompt lacks it. missing: prompts of the data left out because rows
+    of theirs are missing.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    routes: RouteSet
+    ids: list[str]
+    digests: list[str]
+    sources: list[str | None]
+    prompt_tokens: NDArray[np.int64]
+    quality: Floats
+    tokens: NDArray[np.int64]
+    agreement: Floats
+    loss: Floats
+    states: NDArray[np.float32] | None
+    missing: int
+
+    @property
+    def costs(self) -> Floats:
+        """Layers that each route runs, [R]."""
+        return np.asarray(self.routes.budgets, dtype=np.float64)
+
+    @property
+    def mean_quality(self) -> Floats:
+        """Quality as mean over samples, [N, R]."""
+        return self.quality.mean(axis=2)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self.routes.num_layers
+
+    def merged(self) -> tuple[list[str], Floats]:
+        """Distinct digests, and the quality of each, [U, R]: prompts that are equal share a route,
+        so that theirs is the mean.
+        """
+        unique = list(dict.fromkeys(self.digests))
+        place = {digest: at for at, digest in enumerate(unique)}
+        owner = np.array([place[digest] for digest in self.digests])
+        sums = np.zeros((len(unique), self.quality.shape[1]))
+        np.add.at(sums, owner, self.mean_quality)
+        return unique, sums / np.bincount(owner, minlength=len(unique))[:, None]
+
+
+def load_table(path: str | Path) -> Table:
+    """The table in a file or folder. FileNotFoundError or ValueError, one line, where there is
+    none, it is damaged, or no prompt has all its rows.
+    """
+    with TableStore.connect(path) as store:
+        store.check_rows()
+        routes, manifest = store.route_set(), store.manifest
+        if routes is None:
+            raise ValueError(f"table: {store.path} holds no routes yet; fill it with --resume")
+        shape = (len(routes.keep), int(manifest["samples"]))
+        query = (
+            "SELECT prompt, route, sample, rougeL, new_tokens, agreement FROM rows "
+            "ORDER BY prompt, route, sample"
+        )
+        cells = np.array(store.select(query), dtype=np.float64).reshape(-1, 6)
+        count = int(manifest["prompts"])
+        held = np.bincount(cells[:, 0].astype(np.int64), minlength=count)
+        whole = np.flatnonzero(held == shape[0] * shape[1])
+        if not whole.size:
+            raise ValueError(
+                f"table: {store.path} has no prompt with all of its rows; fill it with --resume"
+            )
+        cells = cells[np.isin(cells[:, 0], whole)].reshape(len(whole), *shape, 6)
+        query = "SELECT id, digest, source, tokens, prompt FROM prompts ORDER BY prompt"
+        about = {row[4]: row[:4] for row in store.select(query)}
+        loss = np.full((count, shape[0]), np.nan)
+        for prompt, route, total, tokens in store.select("SELECT * FROM losses"):
+            loss[prompt, route] = total / tokens
+        blobs = dict(store.select("SELECT prompt, state FROM states"))
+        states = None
+        if all(int(prompt) in blobs for prompt in whole):
+            states = np.stack([np.frombuffer(blobs[int(p)], dtype="<f4") for p in whole])
+        rows = [about[int(prompt)] for prompt in whole]
+        return Table(
+            store.path,
+            manifest,
+            routes,
+            ids=[row[0] for row in rows],
+            digests=[row[1] for row in rows],
+            sources=[row[2] for row in rows],
+            prompt_tokens=np.array([row[3] for row in rows]),
+            quality=cells[..., 3],
+            tokens=cells[..., 4].astype(np.int64),
+            agreement=cells[..., 5],
+            loss=loss[whole],
+            states=states,
+            missing=count - len(whole),
+        )
