@@ -68,8 +68,8 @@ def decode(
     if params is None or recorded or (streamer is not None and len(input_ids) > 1):
         steps = _Steps(input_ids, processors, criteria, config, streamer, _generator(call, config))
         new = _in_step(call, steps)
-        scores = tuple(steps.scores) if config.output_scores else None
-        logits = tuple(steps.logits) if config.output_logits else None
+        scores = None if steps.scores is None else tuple(steps.scores)
+        logits = None if steps.logits is None else tuple(steps.logits)
     else:
         new = _plain(call, input_ids, params, criteria, config, streamer)
     if streamer is not None:
