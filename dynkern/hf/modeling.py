@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from dynkern.hf.loop import Call, decode
 from dynkern.hf.packed import FREED, PackedEngine
 from dynkern.hf.rows import RowBatch
-from dynkern.hf.served import module_obstacle, setting_obstacle
+from dynkern.hf.served import check_numbers, module_obstacle, setting_obstacle
 from dynkern.policies import check_policy
 from dynkern.policies import policy as make_policy
 from dynkern.policies.planned import Full
@@ -80,6 +80,7 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
         named = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria}
         kwargs.update({name: value for name, value in named.items() if value is not None})
         config, rest = self._merge(generation_config, kwargs)
+        check_numbers(config)
         obstacle = setting_obstacle(config, rest)
         if obstacle is None and not self._packed.freed:
             obstacle = module_obstacle(self)

@@ -48,6 +48,13 @@ _ARGUMENTS = frozenset(
 _KNOWN_FILES = ("torch.nn.modules.", "transformers.models.opt.", "transformers.activations")
 
 
+def check_numbers(config: GenerationConfig) -> None:
+    """ValueError for a NaN, which transformers' comparisons would let pass unnoticed."""
+    for name, value in config.to_dict().items():
+        if isinstance(value, float) and value != value:
+            raise ValueError(f"{name}: got nan, expected a number")
+
+
 def setting_obstacle(config: GenerationConfig, arguments: Mapping[str, Any]) -> str | None:
     """The first setting or argument of `generate` that the engine does not honour, as text."""
     for name, value in config.to_dict().items():
