@@ -40,6 +40,8 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
         self._packed = PackedEngine()
         super().__init__(config)
 
+    # code around it may be compiled: tracing would go through the bindings of the engine
+    @torch.compiler.disable
     def generate(
         self,
         inputs: Tensor | None = None,
