@@ -230,7 +230,7 @@ def test_full_depth_leaves_the_rest_to_transformers(pair, run, monkeypatch):
 
 
 def _hooked(module):
-    module.model.decoder.layers[2].register_forward_hook(lambda m, a, out: out * 1.5)
+    module.model.decoder.layers[2].fc2.register_forward_hook(lambda m, a, out: out * 1.5)
 
 
 def _pre_hooked(module):
@@ -272,7 +272,7 @@ def _layer_less(module):
 
 
 CHANGES = {
-    _hooked: "a forward hook on model.decoder.layers.2",
+    _hooked: "a forward hook on model.decoder.layers.2.fc2",
     _pre_hooked: "a forward hook on lm_head",
     _adapter: "model.decoder.layers.1.self_attn.q_proj, a .*Adapted,",
     _parametrized: "a model with model.decoder.layers.0.fc1.parametrizations.weight.original0",
