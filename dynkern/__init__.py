@@ -8,16 +8,25 @@ from typing import TYPE_CHECKING, Any
 from dynkern._version import __version__
 
 if TYPE_CHECKING:
-    from dynkern.hf import OPTForCausalLM
+    from dynkern.hf import OPTForCausalLM, accelerate
     from dynkern.llm import LLM
     from dynkern.ops.backends import use_backend
     from dynkern.policies import is_planned, policy
 
-__all__ = ["LLM", "OPTForCausalLM", "__version__", "is_planned", "policy", "use_backend"]
+__all__ = [
+    "LLM",
+    "OPTForCausalLM",
+    "__version__",
+    "accelerate",
+    "is_planned",
+    "policy",
+    "use_backend",
+]
 
 _HOMES = {
     "LLM": "dynkern.llm",
     "OPTForCausalLM": "dynkern.hf",
+    "accelerate": "dynkern.hf",
     "policy": "dynkern.policies",
     "is_planned": "dynkern.policies",
     "use_backend": "dynkern.ops.backends",

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dynkern.hf.served import module_spec
 from dynkern.models.fingerprint import fingerprints
-from dynkern.models.opt import pack_weights, source_tensors, spec_from_config
+from dynkern.models.opt import pack_weights, source_tensors
 from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.storage import packing_obstacle
@@ -18,6 +19,7 @@ from dynkern.runtime.engine import Engine
 
 # what of a module can be packed for the CPU engine without rounding
 _FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+FREED = "its parameters were dropped by free_parameters=True, load the model again without it"
 
 
 class PackedEngine:
@@ -32,6 +34,7 @@ class PackedEngine:
         self._engine: Engine | None = None
         self._signature: Any = None
         self._marks: list[int] = []
+        self.freed = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedEngine:
         # a copied module has parameters of its own
@@ -41,15 +44,45 @@ class PackedEngine:
         return PackedEngine, ()
 
     def engine(self, module: nn.Module) -> Engine:
-        """The engine over the module's weights as they are now."""
+        """The engine over the module's weights as they are now, or were when they were freed."""
+        if self.freed:
+            return self._engine
         tensors = dict(module.state_dict(keep_vars=True))
-        spec = spec_from_config(module.config.to_dict())
-        weight = module.get_input_embeddings().weight
-        format = _FORMATS.get(weight.dtype)
-        on_cpu = all(tensor.device.type == "cpu" for tensor in tensors.values())
-        if on_cpu and format is not None and packing_obstacle(format, weight.device) is None:
+        spec, weight = module_spec(module), module.get_input_embeddings().weight
+        if (format := _packed_format(tensors, weight)) is not None:
             return self._native(tensors, spec, format)
         return self._shared(tensors, spec, weight)
+
+    def free(self, module: nn.Module) -> None:
+        """Drop the module's parameters and keep what the engine holds; the module's own code fails
+        in one line from here on. Each is dropped as soon as it is packed, so that no moment needs
+        room for both.
+        """
+        tensors = dict(module.state_dict(keep_vars=True))
+        spec, weight = module_spec(module), module.get_input_embeddings().weight
+        format = _packed_format(tensors, weight)
+        owners = _Owners(module)
+        if format is None:
+            self.engine(module)
+        else:
+            for _ in source_tensors(tensors, spec):
+                pass  # raises on a wrong one, ahead of dropping any
+            del weight
+            self._engine = None
+            weights = PackedWeights(spec, format)
+            for part, tensor in source_tensors(tensors, spec):
+                weights.write(part, tensor)
+                owners.drop(tensor, tensors)
+                del tensor
+            self._engine = Engine(spec, weights)
+        owners.drop_all()
+        _bar(module)
+        self.freed, self._signature, self._marks = True, None, []
+
+    def check_held(self, what: str) -> None:
+        """RuntimeError, one line, if the parameters that `what` needs are gone."""
+        if self.freed:
+            raise RuntimeError(f"{what}: {FREED}")
 
     def _native(self, tensors: Mapping[str, Tensor], spec: DecoderSpec, format: str) -> Engine:
         sources = list(source_tensors(tensors, spec))
@@ -94,3 +127,55 @@ def _holds(weights: DecoderWeights, tensors: Mapping[str, Tensor]) -> bool:
                 if not torch.equal(part, tensors[name]):
                     return False
     return True
+
+
+def _packed_format(tensors: Mapping[str, Tensor], weight: Tensor) -> str | None:
+    """The CPU engine's format for a module's parameters, None where they cannot be packed."""
+    format = _FORMATS.get(weight.dtype)
+    if format is None or any(tensor.device.type != "cpu" for tensor in tensors.values()):
+        return None
+    return format if packing_obstacle(format, weight.device) is None else None
+
+
+class _Owners:
+    """Which modules hold which parameters, tied ones several times."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._places: dict[int, list[tuple[nn.Module, str]]] = {}
+        self._names: dict[int, list[str]] = {}
+        for prefix, owner in module.named_modules():
+            for name, parameter in owner.named_parameters(recurse=False):
+                self._places.setdefault(parameter.data_ptr(), []).append((owner, name))
+                path = f"{prefix}.{name}".lstrip(".")
+                self._names.setdefault(parameter.data_ptr(), []).append(path)
+
+    def drop(self, tensor: Tensor, names: dict[str, Tensor]) -> None:
+        """Leave shape and dtype of a parameter, and forget it in `names` too."""
+        address = tensor.data_ptr()
+        for owner, name in self._places.pop(address, ()):
+            held = owner._parameters[name]
+            empty = torch.empty_like(held, device="meta")
+            owner._parameters[name] = nn.Parameter(empty, requires_grad=False)
+        for path in self._names.pop(address, ()):
+            names.pop(path, None)
+
+    def drop_all(self) -> None:
+        """Drop what is left."""
+        for places in list(self._places.values()):
+            owner, name = places[0]
+            self.drop(owner._parameters[name], {})
+
+
+def _bar(module: nn.Module) -> None:
+    """Make calls of the module and its parts, and their state dicts, fail in one line."""
+
+    def fail(what: str) -> Any:
+        def hook(*_: Any) -> None:
+            raise RuntimeError(f"{what}: {FREED}")
+
+        return hook
+
+    for part in module.modules():
+        part.register_forward_pre_hook(fail("forward"))
+        part.register_state_dict_pre_hook(fail("state_dict"))
+        part.register_load_state_dict_pre_hook(fail("load_state_dict"))

@@ -12,6 +12,8 @@ class RowBatch:
     input_ids: int64 [B, T]. attention_mask: [B, T] of 0/1, or None: then tokens equal to
     pad_token_id (where it is given) are padding, as in transformers. Padding may stand on the left
     and on the right; a hole inside a row, or an empty row, is a ValueError.
+
+    left_ids, left_mask: int64 [B, T], the same rows with all of their padding on the left.
     """
 
     def __init__(
@@ -25,6 +27,7 @@ class RowBatch:
         self.input_ids = input_ids.long()
         keep = self._mask(attention_mask, pad_token_id)
         self.prompts: list[tuple[int, ...]] = []
+        left: list[Tensor] = []
         for row in range(input_ids.shape[0]):
             index = keep[row].nonzero().flatten()
             if len(index) == 0:
@@ -35,11 +38,21 @@ class RowBatch:
                     f"attention_mask: row {row} has a hole, expected padding only at its ends"
                 )
             self.prompts.append(tuple(self.input_ids[row, first : last + 1].tolist()))
+            left.append(self.input_ids[row].roll(self.width - 1 - last))
+        self.left_ids = torch.stack(left)
+        lengths = torch.tensor([[len(p)] for p in self.prompts], device=input_ids.device)
+        columns = torch.arange(self.width, device=input_ids.device)
+        self.left_mask = (columns >= self.width - lengths).long()
 
     @property
     def width(self) -> int:
         """Tokens of a padded row."""
         return self.input_ids.shape[1]
+
+    @property
+    def padding(self) -> list[int]:
+        """How many tokens of each row are padding."""
+        return [self.width - len(prompt) for prompt in self.prompts]
 
     def _mask(self, attention_mask: Tensor | None, pad_token_id: int | None) -> Tensor:
         if attention_mask is None:
@@ -53,9 +66,7 @@ class RowBatch:
             )
         return attention_mask != 0
 
-    def append(self, generated: list[list[int]], pad_token_id: int) -> Tensor:
-        """The prompts as given, then the generated ids, padded on the right: int64 [B, T + new]."""
-        longest = max(len(ids) for ids in generated)
-        padded = [ids + [pad_token_id] * (longest - len(ids)) for ids in generated]
-        new = torch.tensor(padded, dtype=torch.int64, device=self.input_ids.device)
-        return torch.cat([self.input_ids, new], dim=1)
+    def echo(self, new: Tensor) -> Tensor:
+        """The prompts as given, then generated ids [B·n, N] (n rows a prompt): [B·n, T + N]."""
+        copies = new.shape[0] // len(self.prompts)
+        return torch.cat([self.input_ids.repeat_interleave(copies, dim=0), new], dim=1)

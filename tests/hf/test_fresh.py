@@ -103,6 +103,24 @@ def to_dtype(module) -> None:
     module.to(torch.bfloat16)
 
 
+def fused_optimizer_step(module) -> None:
+    # one kernel writes every parameter
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+    module(**INPUTS, labels=INPUTS["input_ids"]).loss.backward()
+    optimizer.step()
+
+
+def one_vector(module) -> None:
+    vector = nn.utils.parameters_to_vector(module.parameters())
+    nn.utils.vector_to_parameters(vector.detach() * -0.7, module.parameters())
+
+
+def tensors_swapped(module) -> None:
+    layers = module.model.decoder.layers
+    torch.utils.swap_tensors(layers[0].fc1.weight, layers[4].fc1.weight)
+    torch.utils.swap_tensors(layers[1].self_attn.v_proj.weight, layers[4].self_attn.v_proj.weight)
+
+
 def there_and_back(module) -> None:
     # bfloat16 rounds, so the weights differ; dtype, device and shapes are as before
     module.to(torch.bfloat16).to(torch.float32)
@@ -129,6 +147,9 @@ EDITS = [
     submodule_replaced,
     layers_swapped,
     to_dtype,
+    fused_optimizer_step,
+    one_vector,
+    tensors_swapped,
     there_and_back,
 ]
 
@@ -143,6 +164,22 @@ def test_never_stale(edit):
     assert not torch.equal(after[0], before[0])
     for policy, got in zip(POLICIES, after, strict=True):
         assert torch.equal(got, fresh(module, policy))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"bad_words_ids": [[5]]}, {"do_sample": True, "seed": 3}, {"do_sample": True, "min_p": 0.02}],
+    ids=str,
+)
+def test_never_stale_in_any_loop(settings):
+    module = model()
+    settings = {**INPUTS, "policy": "uniform:3", "max_new_tokens": 10, "seed": 3, **settings}
+    before = module.generate(**settings)
+    one_vector(module)
+    other = dynkern.OPTForCausalLM(module.config).eval()
+    other.load_state_dict(module.state_dict())
+    got = module.generate(**settings)
+    assert torch.equal(got, other.generate(**settings)) and not torch.equal(got, before)
 
 
 def test_an_untied_head_that_changes():

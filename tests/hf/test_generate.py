@@ -119,9 +119,19 @@ def test_bad_inputs(pair, ids, mask, expected):
         pair[1].generate(torch.tensor(ids), attention_mask=mask, max_new_tokens=NEW_TOKENS)
 
 
-def test_no_inputs(pair):
+def test_no_inputs_is_one_row_of_bos(pair):
+    want = pair[0].generate(max_new_tokens=5)
+    assert want[0, 0] == 2 and torch.equal(pair[1].generate(max_new_tokens=5), want)
+    got = pair[1].generate(policy="uniform:2", max_new_tokens=5)
+    assert torch.equal(got, pair[1].generate(want[:, :1], policy="uniform:2", max_new_tokens=5))
     with one_line_error(ValueError, "^input_ids: got None, expected a tensor"):
-        pair[1].generate()
+        twins(bos_token_id=None)[1].generate()
+
+
+def test_inputs_twice(pair):
+    ids = torch.tensor([[2, 40]])
+    with one_line_error(ValueError, "^input_ids: got both inputs and input_ids, expected one"):
+        pair[1].generate(ids, input_ids=ids)
 
 
 # -- settings of greedy decoding -----------------------------------------------------------------
@@ -259,7 +269,7 @@ def test_the_models_own_generation_config():
 
 def test_neutral_settings_are_served(pair, monkeypatch):
     refuse = lambda *a, **k: pytest.fail("fell back")  # noqa: E731
-    monkeypatch.setattr(transformers.OPTForCausalLM, "generate", refuse)
+    monkeypatch.setattr(transformers.OPTForCausalLM, "_sample", refuse)
     got = pair[1].generate(
         torch.tensor([[2, 40, 41]]),
         do_sample=False,
