@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynkern._version import __version__
+from dynkern.arguments import check_callable, check_flag, check_integer, shown
 from dynkern.machine import device_name
 from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
 from dynkern.models.opt import pack_for_cpu, pack_weights, spec_from_config
@@ -37,8 +38,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device: got {device!r}, expected cpu, cuda or cuda:N") from None
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: got {shown(device)}, expected cpu, cuda or cuda:N") from None
     if chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"device: got {device!r}, expected cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
@@ -66,6 +67,8 @@ class LLM:
         tokenizer: Any = None,
     ) -> None:
         self.device = choose_device(device)
+        if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+            raise ValueError(f"tokenizer: got {shown(tokenizer)}, expected one of transformers")
         self.path = resolve_model(model)
         config = read_config(self.path)
         self.spec = spec_from_config(config)
@@ -99,15 +102,30 @@ class LLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt: BOS once, then the text without further special tokens."""
-        ids = list(self._need_tokenizer()(text, add_special_tokens=False)["input_ids"])
+        tokenizer = self._need_tokenizer()
+        if not isinstance(text, str):
+            raise ValueError(f"text: got {shown(text)}, expected a text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # tokenizers read UTF-8, in which half of a surrogate pair cannot be said
+            raise ValueError(
+                f"prompt: got half a surrogate pair in {shown(text)}, expected text"
+            ) from None
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         bos = self.spec.bos_token_id
         return ids if ids[:1] == [bos] else [bos, *ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text up to the first EOS, special tokens dropped."""
-        ids, eos = list(token_ids), self.spec.eos_token_id
+        tokenizer, eos = self._need_tokenizer(), self.spec.eos_token_id
+        last = self.spec.vocab_size - 1
+        try:
+            ids = [check_integer("token_ids", i, 0, last) for i in token_ids]
+        except TypeError:
+            raise ValueError(f"token_ids: got {shown(token_ids)}, expected token ids") from None
         ids = ids[: ids.index(eos)] if eos in ids else ids
-        return self._need_tokenizer().decode(ids, skip_special_tokens=True)
+        return tokenizer.decode(ids, skip_special_tokens=True)
 
     def run(
         self,
@@ -133,6 +151,7 @@ class LLM:
         Raises ValueError, one line, before anything runs.
         """
         options = RunOptions(batch_size, prefill, kv_fill, seed)
+        check_callable("on_token", on_token, "a function of request id and token id,")
         requests = self._requests(
             prompts, policy, max_new_tokens, force_length, sampling, request_ids
         )
@@ -165,6 +184,7 @@ class LLM:
 
         self._need_tokenizer()
         options = RunOptions(1, prefill, kv_fill, seed)
+        check_callable("on_done", on_done, "a function of completion and stats,")
         requests = self._requests([prompt], policy, max_new_tokens, False, sampling, None)
         stats = RunStats()
         backend, pieces = self.tokenizer._tokenizer, DecodeStream(skip_special_tokens=True)
@@ -200,7 +220,12 @@ class LLM:
     ) -> list[Request]:
         if isinstance(prompts, str):
             raise ValueError("prompts: got one string, expected a list of prompts")
-        ids = list(request_ids) if request_ids is not None else list(range(len(prompts)))
+        if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
+            raise ValueError(f"prompts: got {shown(prompts)}, expected a list of prompts")
+        check_flag("force_length", force_length)
+        if sampling is not None and not isinstance(sampling, SamplingParams):
+            raise ValueError(f"sampling: got {shown(sampling)}, expected SamplingParams or None")
+        ids = _request_ids(request_ids, len(prompts))
         if len(ids) != len(prompts):
             raise ValueError(f"request_ids: got {len(ids)} for {len(prompts)} prompts")
         policies = self._policies(policy, len(prompts))
@@ -232,6 +257,8 @@ class LLM:
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             try:
+                if isinstance(prompt, bytes | Mapping | Set) or bool in map(type, prompt):
+                    raise TypeError
                 return [operator.index(i) for i in prompt]
             except TypeError:
                 kind = type(prompt).__name__
@@ -239,6 +266,15 @@ class LLM:
         if not prompt.strip():
             raise ValueError("prompt: empty, expected some text")
         return self.encode(prompt)
+
+
+def _request_ids(given: Sequence[int] | None, count: int) -> list[int]:
+    if given is None:
+        return list(range(count))
+    try:
+        return [check_integer("request_ids", i, 0, (1 << 63) - 1, "integers from 0") for i in given]
+    except TypeError:
+        raise ValueError(f"request_ids: got {shown(given)}, expected integers from 0") from None
 
 
 def _load_tokenizer(directory: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,8 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor
 
+from dynkern.arguments import shown
+
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -20,6 +23,8 @@ def resolve_model(model: str | Path) -> Path:
 
     Raises FileNotFoundError, one line, where neither a directory nor a reachable hub id.
     """
+    if not isinstance(model, str | os.PathLike) or not str(model).strip("\0 "):
+        raise ValueError(f"model: got {shown(model)}, expected a checkpoint directory or a hub id")
     path = Path(model)
     if path.is_dir():
         return path
@@ -59,8 +64,10 @@ def read_config(directory: Path) -> dict[str, Any]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"model: {path} is not valid JSON ({error})") from None
+    except OSError as error:
+        raise ValueError(f"model: {path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"model: {path} is not valid JSON ({_first_line(error)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"model: {path} holds a {type(content).__name__}, expected an object")
     return content
@@ -149,6 +156,20 @@ class Checkpoint(Mapping[str, Tensor]):
             kind = type(tensor).__name__
             raise ValueError(f"model: {name} of {file} is a {kind}, expected a tensor")
         return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from its file's header where there is one."""
+        reader = self._reader(self._file_of[name])
+        header = getattr(getattr(reader, "__self__", None), "get_slice", None)
+        if header is None:
+            return tuple(self[name].shape)
+        try:
+            return tuple(header(name).get_shape())
+        except Exception as error:
+            raise ValueError(
+                f"model: tensor {name} of {self._file_of[name]} cannot be read "
+                f"({_first_line(error)})"
+            ) from None
 
     def __contains__(self, name: object) -> bool:
         # Mapping's own would read the tensor

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from dynkern.arguments import shown
 from dynkern.policies.parse import parse
 from dynkern.policies.planned import EarlyExit, Full, Random, Uniform, UniformEven
 from dynkern.policies.token import Confidence, RandomStep, Stochastic
+from dynkern.routes import TokenProgram
 from dynkern.runtime.request import PlannedPolicy, PlanRequest, Policy, TokenPolicy
 
 __all__ = [
@@ -56,3 +58,9 @@ def check_policy(policy: Any, num_layers: int) -> None:
     check = getattr(policy, "check", None)
     if check is not None:
         check(num_layers)
+    if isinstance(policy, TokenPolicy):
+        name = f"policy {getattr(policy, 'spec', type(policy).__name__)}"
+        program = policy.lower(num_layers)
+        if not isinstance(program, TokenProgram):
+            raise ValueError(f"{name}: got {shown(program)}, expected a TokenProgram")
+        program.check(name, num_layers)
