@@ -173,7 +173,7 @@ def _run(words: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
             print(error.format_message())
             return 2
-        return _complain(error.format_message())
+        return _complain(error.format_message() + _given(words, error))
     except (ValueError, NotImplementedError) as error:
         return _complain(str(error))
     except MemoryError as error:
@@ -188,6 +188,18 @@ def _run(words: list[str]) -> int:
         return _complain(f"{error.filename}: {error.strerror}")
     except (KeyboardInterrupt, typer.Abort):
         return _stopped(words)
+
+
+def _given(words: list[str], error: Exception) -> str:
+    """What stands behind the option that is complained of, where typer does not say it."""
+    message, names = str(error), getattr(getattr(error, "param", None), "opts", ())
+    for place, word in enumerate(words[1:], 1):
+        value = word if words[place - 1] in names else None
+        if word.partition("=")[0] in names and "=" in word:
+            value = word.partition("=")[2]
+        if value is not None and repr(value) not in message:
+            return f" (got {value!r})"
+    return ""
 
 
 def _drop_stdout() -> None:

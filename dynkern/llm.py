@@ -227,7 +227,9 @@ class LLM:
             raise ValueError(f"sampling: got {shown(sampling)}, expected SamplingParams or None")
         ids = _request_ids(request_ids, len(prompts))
         if len(ids) != len(prompts):
-            raise ValueError(f"request_ids: got {len(ids)} for {len(prompts)} prompts")
+            raise ValueError(
+                f"request_ids: got {len(ids)} for {len(prompts)} prompts, expected one for each"
+            )
         policies = self._policies(policy, len(prompts))
         return [
             Request(
@@ -245,7 +247,9 @@ class LLM:
     def _policies(self, policy: Any, count: int) -> list[Policy]:
         if isinstance(policy, list | tuple):
             if len(policy) != count:
-                raise ValueError(f"policy: got {len(policy)} for {count} prompts")
+                raise ValueError(
+                    f"policy: got {len(policy)} for {count} prompts, expected one for each"
+                )
             made = {id(entry): make_policy(entry) for entry in policy}
             policies = [made[id(entry)] for entry in policy]
         else:
@@ -287,4 +291,7 @@ def _load_tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model: the tokenizer of {directory} cannot be read ({reason})") from None
+        raise ValueError(
+            f"model: the tokenizer of {directory} cannot be read ({reason}), expected one of "
+            "transformers"
+        ) from None

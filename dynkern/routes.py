@@ -125,8 +125,10 @@ def check_routes(name: str, routes: object, rows: int, num_layers: int) -> Tenso
     try:
         table = torch.stack([torch.as_tensor(route) for route in routes])  # type: ignore[union-attr]
     except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{name}: routes are not {rows} rows of {num_layers} booleans ({error})"
+            f"{name}: got routes {shown(routes)}, which are not {rows} rows of {num_layers} "
+            f"booleans, as expected ({reason})"
         ) from None
     if table.shape != (rows, num_layers):
         raise ValueError(
@@ -134,6 +136,11 @@ def check_routes(name: str, routes: object, rows: int, num_layers: int) -> Tenso
         )
     if table.dtype != torch.bool:
         raise ValueError(f"{name}: got routes of dtype {table.dtype}, expected torch.bool")
+    if table.layout != torch.strided or table.device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"{name}: got routes of layout {table.layout} on device {table.device}, expected "
+            "torch.strided on cpu or cuda"
+        )
     empty = (~table.any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"{name}: row {empty[0]} runs no layer, expected at least one")

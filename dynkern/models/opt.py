@@ -146,7 +146,7 @@ def source_tensors(
         # the head is no part of the decoder
         name = part.name if part.field == "lm_head" else prefix + part.name
         if name not in tensors:
-            raise ValueError(f"model: the checkpoint has no tensor {name}")
+            raise ValueError(f"model: the checkpoint has no tensor {name}, expected by config.json")
         tensor = tensors[name].detach()
         if tuple(tensor.shape) != part.shape:
             raise ValueError(
@@ -166,18 +166,21 @@ def _check_parts(tensors: Mapping[str, Tensor], spec: DecoderSpec) -> None:
     for part in source_parts(spec):
         name = part.name if part.field == "lm_head" else prefix + part.name
         if name not in tensors:
-            raise ValueError(f"model: the checkpoint has no tensor {name}")
+            raise ValueError(f"model: the checkpoint has no tensor {name}, expected by config.json")
         if (shape := tensors.shape(name)) != part.shape:
             raise ValueError(f"model: {name} has shape {shape}, expected {part.shape}")
 
 
-def _check_finite(tensors: Mapping[str, Tensor], part: SourcePart, tensor: Tensor) -> None:
-    """ValueError for NaN or infinite weights of a file: arg-max over NaN gives tokens all the same.
+def _check_values(tensors: Mapping[str, Tensor], part: SourcePart, tensor: Tensor) -> None:
+    """ValueError for whole numbers, NaN or infinity as weights of a file: arg-max over NaN gives
+    tokens all the same.
 
     A sum is one pass at the speed of memory; where it is not finite, every value is looked at.
     """
-    if not isinstance(tensors, Checkpoint) or not tensor.is_floating_point():
+    if not isinstance(tensors, Checkpoint):
         return
+    if not tensor.is_floating_point():
+        raise ValueError(f"model: {part.name} has dtype {tensor.dtype}, expected a float's")
     if tensor.sum(dtype=torch.float32).isfinite():
         return
     if not tensor.isfinite().all():
@@ -203,7 +206,7 @@ def pack_weights(
     made: dict[int | None, dict[str, Tensor]] = {}
     _check_parts(tensors, spec)
     for part, tensor in source_tensors(tensors, spec):
-        _check_finite(tensors, part, tensor)
+        _check_values(tensors, part, tensor)
         owner = made.setdefault(part.layer, {})
         if part.parts == 1:
             owner[part.field] = tensor.to(device, dtype).contiguous()
@@ -237,7 +240,7 @@ def pack_for_cpu(
     _check_parts(tensors, spec)
     packed = PackedWeights(spec, format)
     for part, tensor in source_tensors(tensors, spec):
-        _check_finite(tensors, part, tensor)
+        _check_values(tensors, part, tensor)
         packed.write(part, tensor)
         del tensor  # ahead of reading the next
     return packed
