@@ -28,6 +28,7 @@ def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
 
 def check_budget(argument: str, budget: int, num_layers: int) -> None:
     """Raise a one-line ValueError unless 1 <= budget <= num_layers."""
+    check_integer("num_layers", num_layers, 1)
     check_integer(argument, budget, 1, num_layers, f"1 to {num_layers} layers")
 
 
@@ -82,6 +83,7 @@ def uniform_even(num_layers: int, budget: int) -> Tensor:
 
 def early_exit(num_layers: int, exit_layer: int) -> Tensor:
     """Layers 0..exit_layer, then the final norm and the LM head."""
+    check_integer("num_layers", num_layers, 1)
     check_integer("early_exit layer", exit_layer, 0, num_layers - 1)
     return from_layers(range(exit_layer + 1), num_layers)
 

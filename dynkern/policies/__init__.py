@@ -40,7 +40,10 @@ def policy(spec: str | Policy) -> Policy:
     """
     if isinstance(spec, str):
         return parse(spec)
-    if isinstance(spec, PlannedPolicy | TokenPolicy):
+    # bytes have a `lower` of another kind, and a class has the methods of its objects
+    if isinstance(spec, PlannedPolicy | TokenPolicy) and not isinstance(
+        spec, bytes | bytearray | type
+    ):
         return spec
     raise ValueError(
         f"policy: got {type(spec).__name__}, expected a spec string, or an object with "

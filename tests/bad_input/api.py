@@ -141,6 +141,8 @@ SAMPLING = [
 
 POLICIES = [
     api("policy", "NoneType", lambda p: p.run(policy=None)),
+    api("policy", "bytes", lambda p: p.run(policy=b"full")),
+    api("policy", "type", lambda p: p.run(policy=Planned)),
     api("policy", "2 for 1", lambda p: p.run(policy=["full"] * 2)),
     api("policy 'nope:3'", "unknown", lambda p: p.run(policy="nope:3"), "uniform:K"),
     api("policy 'uniform:x'", "malformed", lambda p: p.run(policy="uniform:x"), "uniform:K"),
