@@ -22,6 +22,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+# what a loop of prompts reads
+TYPED = "Today is a beautiful day\n/policy uniform:6\nand I want\n"
 COMMANDS = [
     command.strip()
     for block in blocks("bash")
@@ -49,7 +51,12 @@ def test_dynkern_command_runs(place, command, tmp_path):
         # the model and the data are tiny, so are the lengths
         words += ["--max-new-tokens", "6", "--repeat", "1", "--batch-size", "4"]
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *words],
+        cwd=tmp_path,
+        input=TYPED,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode in (0, 1) if "doctor" in words else done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
