@@ -23,6 +23,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from dynkern.files import write_whole
+
 ARCHS = (80, 90, 100)
 KEY = ("op", "case", "kernel", "dtype", "arch")
 NUMBERS = ("num_warps", "registers", "stack", "shared", "tensor_core", "loads_16")
@@ -152,14 +154,17 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     archs = [int(arch) for arch in given.archs.split(",")]
     rows = compile_all(archs, given.jobs, given.quick)
-    given.output.mkdir(parents=True, exist_ok=True)
-    with (given.output / "aot.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_whole(given.output / "aot.csv", lambda part: _write(part, rows))
     found = judge(rows, read(given.against) if given.against else [])
     print(*found, f"{len(rows)} rows, {len(found)} problems", sep="\n")
     return 1 if found else 0
+
+
+def _write(path: Path, rows: list[dict]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

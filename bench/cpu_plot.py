@@ -15,6 +15,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
+from dynkern.files import write_whole  # noqa: E402
+
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPE = "125m"
 # engines of a run that is worth showing
@@ -94,7 +96,7 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     right.set_title("Routed passes, bf16: uniform and mixed routes", fontsize=10)
     right.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(target, dpi=130)
+    write_whole(target, lambda part: figure.savefig(part, dpi=130, format="png"))
     pyplot.close(figure)
 
 

@@ -24,6 +24,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dynkern.files import write_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("case", "rows", "seconds", "p20", "p80", "bytes", "bytes_per_second")
 COLUMNS += ("share_of_copy", "speedup", "realisation", "roofline_efficiency", "loaded")
@@ -208,9 +210,8 @@ def run(acceptance: Acceptance, steps: list[str]) -> bool:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _version(package: str) -> str | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from dynkern.files import append_whole
 
 STAMP = ("time", "commit", "device", "torch", "threads", "dry_run")
 
@@ -42,19 +45,21 @@ def commit() -> str:
 
 
 def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append rows of equal keys. ValueError where the file has other columns."""
+    """Append rows of equal keys. ValueError where the file has other columns; all or none
+    of the rows are written.
+    """
     if not rows:
         return
     columns = list(rows[0])
-    if path.exists():
+    if path.exists() and path.stat().st_size:
         with path.open(newline="", encoding="utf-8") as file:
             present = next(csv.reader(file), [])
         if present != columns:
             raise ValueError(f"{path}: has columns {present}, expected {columns}")
-    fresh = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
+    fresh = not path.exists() or not path.stat().st_size
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    if fresh:
+        writer.writeheader()
+    writer.writerows(rows)
+    append_whole(path, text.getvalue().encode())

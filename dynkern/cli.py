@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -83,7 +84,12 @@ def evaluate(
 @app.command()
 def generate(
     model: Model,
-    prompt: Annotated[str, typer.Option(help="The prompt, or the instruction of a template.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="The prompt, or the instruction of a template; without it: a loop that reads them."
+        ),
+    ] = None,
     policy: Annotated[str, typer.Option(help="Policy spec, e.g. uniform:6.")] = "full",
     template: Annotated[
         str | None, typer.Option(help="alpaca or plain; default: the prompt as it is.")
@@ -99,46 +105,28 @@ def generate(
     top_p: Annotated[float, typer.Option(help="1 is off.")] = 1.0,
     seed: Seed = 0,
 ) -> None:
-    """Stream one answer; layers run and tokens per second go to stderr."""
-    from dynkern.data import Record, encode_prompt, prompt_cap
+    """Stream answers, one or a loop of them; layers run and tokens per second go to stderr."""
+    from dynkern.commands.generate import Answering, Conversation, answer
     from dynkern.llm import LLM
-    from dynkern.runtime.request import Completion, RunStats, SamplingParams
+    from dynkern.runtime.request import SamplingParams
 
-    llm = LLM(model, dtype=dtype, backend=backend)
-    ids: str | list[int] = prompt
-    if template is not None:
-        record = Record(id="0", instruction=prompt, input=input_text, output="", references=())
-        cap = prompt_cap(template, llm.spec.max_positions - max_new_tokens + 1)
-        ids = encode_prompt(llm.tokenizer, record, template, cap, llm.spec.bos_token_id).ids
-    elif input_text:
-        raise ValueError("--input: given without --template, expected with one")
-
-    def on_done(completion: Completion, stats: RunStats) -> None:
-        seconds = stats.seconds_prefill + stats.seconds_decode
-        layers = "no routed pass"
-        if completion.mean_layers is not None:
-            layers = f"{completion.mean_layers:.1f} of {llm.spec.num_layers} layers a token"
-        sys.stdout.write("\n")
-        sys.stdout.flush()
-        typer.echo(
-            f"[{stats.new_tokens} tokens, {layers}, {stats.new_tokens / seconds:.1f} tokens/s, "
-            f"prefill {stats.seconds_prefill * 1e3:.0f} ms]",
-            err=True,
-        )
-
-    pieces = llm.stream(
-        ids,
-        policy,
+    how = Answering(
+        policy=policy,
+        template=template,
+        input=input_text,
         max_new_tokens=max_new_tokens,
         prefill=prefill,
         kv_fill=kv_fill,
         seed=seed,
         sampling=SamplingParams(temperature, top_k, top_p),
-        on_done=on_done,
     )
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    if prompt is None and input_text:
+        raise ValueError(f"--input: got {input_text!r}, expected it with --prompt only")
+    llm = LLM(model, dtype=dtype, backend=backend)
+    how.check(llm)
+    if prompt is None:
+        raise typer.Exit(Conversation(llm, how).run())
+    answer(llm, prompt, how)
 
 
 @app.command()
@@ -168,24 +156,72 @@ for command in (explain, oracle):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; bad input is one line on stderr and exit code 2."""
+    """Run the command line; bad input is one line on stderr and exit code 2, Ctrl-C is 130."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        result = app(args=arguments, standalone_mode=False)
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `dynkern … | head`: nobody reads on, and nothing is wrong
+        _drop_stdout()
+        return 0
+    except OSError as error:
+        _drop_stdout()
+        return _complain(f"stdout: cannot be written ({error.strerror}), expected room for it")
+
+
+def _run(words: list[str]) -> int:
+    try:
+        result = app(args=words, standalone_mode=False)
         # typer answers Ctrl-C with this exit code, older ones with an exception
-        return _stopped() if result == 130 else result if isinstance(result, int) else 0
+        return _stopped(words) if result == 130 else result if isinstance(result, int) else 0
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help text
             print(error.format_message())
             return 2
-        return _complain(error.format_message())
-    except (ValueError, OSError, NotImplementedError) as error:
+        return _complain(error.format_message() + _given(words, error))
+    except (ValueError, NotImplementedError) as error:
         return _complain(str(error))
+    except MemoryError as error:
+        return _complain(f"out of memory: {error}")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.strerror is None:  # one of our own, or of a library that says more
+            return _complain(str(error))
+        if error.filename is None:
+            raise
+        return _complain(f"{error.filename}: {error.strerror}")
     except (KeyboardInterrupt, typer.Abort):
-        return _stopped()
+        return _stopped(words)
 
 
-def _stopped() -> int:
-    print("\ndynkern: stopped; --resume goes on with a stopped eval or oracle", file=sys.stderr)
+def _given(words: list[str], error: Exception) -> str:
+    """What stands behind the option that is complained of, where typer does not say it."""
+    message, names = str(error), getattr(getattr(error, "param", None), "opts", ())
+    for place, word in enumerate(words[1:], 1):
+        value = word if words[place - 1] in names else None
+        if word.partition("=")[0] in names and "=" in word:
+            value = word.partition("=")[2]
+        if value is not None and repr(value) not in message:
+            return f" (got {value!r})"
+    return ""
+
+
+def _drop_stdout() -> None:
+    """Let what is still held back for stdout go nowhere, or Python complains when it ends."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):  # stdout is no file, or closed
+        pass
+
+
+def _stopped(words: list[str]) -> int:
+    resumable = words[:1] in (["eval"], ["oracle"])
+    hint = f"; --resume goes on with a stopped {words[0]}" if resumable else ""
+    print(f"\ndynkern: stopped{hint}", file=sys.stderr)
     return 130
 
 

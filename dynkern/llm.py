@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dynkern._version import __version__
+from dynkern.arguments import check_callable, check_flag, check_integer, shown
 from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.machine import device_name
 from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
@@ -39,8 +40,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device: got {device!r}, expected cpu, cuda or cuda:N") from None
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: got {shown(device)}, expected cpu, cuda or cuda:N") from None
     if chosen.type not in ("cpu", "cuda"):
         raise ValueError(f"device: got {device!r}, expected cpu, cuda or cuda:N")
     if chosen.type == "cuda" and not torch.cuda.is_available():
@@ -71,6 +72,8 @@ class LLM:
         batch_invariant: bool | None = None,
     ) -> None:
         self.device = choose_device(device)
+        if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
+            raise ValueError(f"tokenizer: got {shown(tokenizer)}, expected one of transformers")
         self.path = resolve_model(model)
         config = read_config(self.path)
         self.spec = spec_from_config(config)
@@ -111,15 +114,30 @@ class LLM:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt: BOS once, then the text without further special tokens."""
-        ids = list(self._need_tokenizer()(text, add_special_tokens=False)["input_ids"])
+        tokenizer = self._need_tokenizer()
+        if not isinstance(text, str):
+            raise ValueError(f"text: got {shown(text)}, expected a text")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            # tokenizers read UTF-8, in which half of a surrogate pair cannot be said
+            raise ValueError(
+                f"prompt: got half a surrogate pair in {shown(text)}, expected text"
+            ) from None
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         bos = self.spec.bos_token_id
         return ids if ids[:1] == [bos] else [bos, *ids]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text up to the first EOS, special tokens dropped."""
-        ids, eos = list(token_ids), self.spec.eos_token_id
+        tokenizer, eos = self._need_tokenizer(), self.spec.eos_token_id
+        last = self.spec.vocab_size - 1
+        try:
+            ids = [check_integer("token_ids", i, 0, last) for i in token_ids]
+        except TypeError:
+            raise ValueError(f"token_ids: got {shown(token_ids)}, expected token ids") from None
         ids = ids[: ids.index(eos)] if eos in ids else ids
-        return self._need_tokenizer().decode(ids, skip_special_tokens=True)
+        return tokenizer.decode(ids, skip_special_tokens=True)
 
     def run(
         self,
@@ -150,6 +168,7 @@ class LLM:
         Raises ValueError, one line, before anything runs.
         """
         options = RunOptions(batch_size, prefill, kv_fill, seed, schedule=schedule)
+        check_callable("on_token", on_token, "a function of request id and token id,")
         requests = self._requests(
             prompts, policy, max_new_tokens, force_length, sampling, request_ids, deadlines
         )
@@ -178,6 +197,7 @@ class LLM:
         on_done: Callable[[Completion, RunStats], None] | None = None,
     ) -> Iterator[str]:
         """Pieces of text as they come; on_done(completion, stats) once the row has ended."""
+        check_callable("on_done", on_done, "a function of completion and stats,")
         with self.stream_many(
             [prompt],
             policy,
@@ -240,9 +260,12 @@ class LLM:
     ) -> list[Request]:
         if isinstance(prompts, str):
             raise ValueError("prompts: got one string, expected a list of prompts")
+        if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
+            raise ValueError(f"prompts: got {shown(prompts)}, expected a list of prompts")
+        check_flag("force_length", force_length)
         count = len(prompts)
         columns = {
-            "request_ids": range(count) if request_ids is None else list(request_ids),
+            "request_ids": _request_ids(request_ids, count),
             "max_new_tokens": max_new_tokens,
             "sampling": sampling or SamplingParams(),
             "deadlines": deadlines,
@@ -250,6 +273,9 @@ class LLM:
         ids, limits, samplings, dues = (
             _one_each(name, given, count) for name, given in columns.items()
         )
+        for chosen in samplings:
+            if not isinstance(chosen, SamplingParams):
+                raise ValueError(f"sampling: got {shown(chosen)}, expected SamplingParams or None")
         policies = self._policies(policy, count)
         return [
             Request(
@@ -268,7 +294,9 @@ class LLM:
     def _policies(self, policy: Any, count: int) -> list[Policy]:
         if isinstance(policy, list | tuple):
             if len(policy) != count:
-                raise ValueError(f"policy: got {len(policy)} for {count} prompts")
+                raise ValueError(
+                    f"policy: got {len(policy)} for {count} prompts, expected one for each"
+                )
             made = {id(entry): make_policy(entry) for entry in policy}
             policies = [made[id(entry)] for entry in policy]
         else:
@@ -280,6 +308,8 @@ class LLM:
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
             try:
+                if isinstance(prompt, bytes | Mapping | Set) or bool in map(type, prompt):
+                    raise TypeError
                 return [operator.index(i) for i in prompt]
             except TypeError:
                 kind = type(prompt).__name__
@@ -294,8 +324,17 @@ def _one_each(name: str, given: Any, count: int) -> Sequence[Any]:
     if not isinstance(given, Sequence):
         return [given] * count
     if len(given) != count:
-        raise ValueError(f"{name}: got {len(given)} for {count} prompts")
+        raise ValueError(f"{name}: got {len(given)} for {count} prompts, expected one for each")
     return given
+
+
+def _request_ids(given: Sequence[int] | None, count: int) -> list[int]:
+    if given is None:
+        return list(range(count))
+    try:
+        return [check_integer("request_ids", i, 0, (1 << 63) - 1, "integers from 0") for i in given]
+    except TypeError:
+        raise ValueError(f"request_ids: got {shown(given)}, expected integers from 0") from None
 
 
 def _load_tokenizer(directory: Path) -> Any:
@@ -308,4 +347,7 @@ def _load_tokenizer(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(directory)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"model: the tokenizer of {directory} cannot be read ({reason})") from None
+        raise ValueError(
+            f"model: the tokenizer of {directory} cannot be read ({reason}), expected one of "
+            "transformers"
+        ) from None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dynkern import rng
+from dynkern.arguments import check_flag, check_integer, check_number, shown
 
 KV_FILLS = ("project", "copy", "deferred", "mask")
 PREFILLS = ("full", "routed")
@@ -22,14 +23,14 @@ PREFILLS = ("full", "routed")
 
 def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
     """Raise a one-line ValueError unless `given` is one of `allowed`."""
-    if given not in allowed:
-        raise ValueError(f"{argument}: got {given!r}, expected one of {', '.join(allowed)}")
+    if not isinstance(given, str) or given not in allowed:
+        raise ValueError(f"{argument}: got {shown(given)}, expected one of {', '.join(allowed)}")
 
 
 def check_budget(argument: str, budget: int, num_layers: int) -> None:
     """Raise a one-line ValueError unless 1 <= budget <= num_layers."""
-    if not 1 <= budget <= num_layers:
-        raise ValueError(f"{argument}: got {budget}, expected 1 to {num_layers} layers")
+    check_integer("num_layers", num_layers, 1)
+    check_integer(argument, budget, 1, num_layers, f"1 to {num_layers} layers")
 
 
 def uniform_order(num_layers: int) -> list[int]:
@@ -38,6 +39,7 @@ def uniform_order(num_layers: int) -> list[int]:
     The midpoint is rounded down and the lowest gap wins a tie, so the first K entries are evenly
     spread and the set for K is contained in the set for K + 1.
     """
+    check_integer("num_layers", num_layers, 1)
     order = [0] if num_layers == 1 else [0, num_layers - 1]
     while len(order) < num_layers:
         present = sorted(order)
@@ -48,14 +50,19 @@ def uniform_order(num_layers: int) -> list[int]:
 
 
 def from_layers(layers: Sequence[int], num_layers: int) -> Tensor:
-    """Route [num_layers] that runs exactly `layers`."""
+    """Route [num_layers] that runs exactly `layers`; ValueError for none, or one out of range."""
+    check_integer("num_layers", num_layers, 1)
+    layers = [check_integer("layers", layer, 0, num_layers - 1) for layer in layers]
+    if not layers:
+        raise ValueError("layers: got none, expected at least one")
     route = torch.zeros(num_layers, dtype=torch.bool)
-    route[list(layers)] = True
+    route[layers] = True
     return route
 
 
 def full(num_layers: int) -> Tensor:
     """Route that runs every layer."""
+    check_integer("num_layers", num_layers, 1)
     return torch.ones(num_layers, dtype=torch.bool)
 
 
@@ -77,8 +84,8 @@ def uniform_even(num_layers: int, budget: int) -> Tensor:
 
 def early_exit(num_layers: int, exit_layer: int) -> Tensor:
     """Layers 0..exit_layer, then the final norm and the LM head."""
-    if not 0 <= exit_layer < num_layers:
-        raise ValueError(f"early_exit layer: got {exit_layer}, expected 0 to {num_layers - 1}")
+    check_integer("num_layers", num_layers, 1)
+    check_integer("early_exit layer", exit_layer, 0, num_layers - 1)
     return from_layers(range(exit_layer + 1), num_layers)
 
 
@@ -121,8 +128,10 @@ def check_routes(name: str, routes: object, rows: int, num_layers: int) -> Tenso
     try:
         table = torch.stack([torch.as_tensor(route) for route in routes])  # type: ignore[union-attr]
     except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{name}: routes are not {rows} rows of {num_layers} booleans ({error})"
+            f"{name}: got routes {shown(routes)}, which are not {rows} rows of {num_layers} "
+            f"booleans, as expected ({reason})"
         ) from None
     if table.shape != (rows, num_layers):
         raise ValueError(
@@ -130,6 +139,11 @@ def check_routes(name: str, routes: object, rows: int, num_layers: int) -> Tenso
         )
     if table.dtype != torch.bool:
         raise ValueError(f"{name}: got routes of dtype {table.dtype}, expected torch.bool")
+    if table.layout != torch.strided or table.device.type not in ("cpu", "cuda"):
+        raise ValueError(
+            f"{name}: got routes of layout {table.layout} on device {table.device}, expected "
+            "torch.strided on cpu or cuda"
+        )
     empty = (~table.any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise ValueError(f"{name}: row {empty[0]} runs no layer, expected at least one")
@@ -160,6 +174,30 @@ class TokenProgram:
     measure: Literal["top_prob", "margin", "cosine"] = "top_prob"
     threshold: float = 1.0
     exit_layers: tuple[int, ...] = field(default=())
+
+    def check(self, name: str, num_layers: int) -> None:
+        """Raise a one-line ValueError, which names `name`, unless a model of num_layers runs it."""
+        check_choice(f"{name} kind", self.kind, ("bernoulli", "subset", "confidence"))
+        check_flag(f"{name} force_first", self.force_first)
+        if self.kind == "subset":
+            check_budget(f"{name} budget", self.budget, num_layers)
+        elif self.kind == "bernoulli":
+            if len(self.probability) != num_layers:
+                raise ValueError(
+                    f"{name} probability: got {len(self.probability)} numbers, expected "
+                    f"{num_layers}, one a layer"
+                )
+            for chance in self.probability:
+                check_number(
+                    f"{name} probability", chance, lambda p: 0 <= p <= 1, "numbers from 0 to 1"
+                )
+            if not any(self.probability):
+                raise ValueError(f"{name} probability: got 0 for every layer, expected one above")
+        else:
+            check_choice(f"{name} measure", self.measure, ("top_prob", "margin", "cosine"))
+            check_number(f"{name} threshold", self.threshold, lambda x: True, "a finite number")
+            for layer in self.exit_layers:
+                check_integer(f"{name} exit_layers", layer, 0, num_layers - 2)
 
     def draw(self, seed: int, request: Tensor, token: Tensor, num_layers: int) -> Tensor:
         """Keep bits [num_layers, B] of one pass; only for kinds that look at no hidden state."""

@@ -67,7 +67,7 @@ BAD = [
     ("eval --model {p}/llama --data {p}/data.jsonl --output {out}", "'llama', expected 'opt'"),
     ("eval --model {p}/bare --data {p}/data.jsonl --output {out}", "config.json"),
     (f"{GENERATE} --policy uniform:99", "uniform budget: got 99"),
-    (f"{GENERATE} --max-new-tokens 999", "too long"),
+    (f"{GENERATE} --max-new-tokens 999", "max_new_tokens: got 999, expected 1 to 160"),
     (f"{GENERATE} --temperature -1", "temperature: got -1"),
     (f"{GENERATE} --top-p 0 --temperature 1", "top_p: got 0"),
     (f"{GENERATE} --input there", "--template"),

@@ -29,7 +29,7 @@ ORDER = [
     ["models"],
     ["ops"],
     ["kernels"],
-    ["cost", "routes", "rng", "data", "machine", "assets", "_version"],
+    ["cost", "routes", "rng", "data", "machine", "assets", "_version", "arguments", "files"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -338,13 +338,16 @@ BAD_RUNS = {
         {"prompts": [[2], [2]], "policy": ["full", "random:9"]},
         "^random budget: got 9, expected 1 to 6 layers$",
     ),
-    "policies": ({"policy": ["full"] * 2}, "^policy: got 2 for 1 prompts$"),
+    "policies": ({"policy": ["full"] * 2}, "^policy: got 2 for 1 prompts, expected one for each$"),
     "no policy": ({"policy": None}, "^policy: got NoneType, expected a spec string"),
     "repeated ids": (
         {"prompts": [[2], [2]], "request_ids": [4, 4]},
         "^requests: ids repeat, expected distinct ones$",
     ),
-    "too few ids": ({"request_ids": []}, "^request_ids: got 0 for 1 prompts$"),
+    "too few ids": (
+        {"request_ids": []},
+        "^request_ids: got 0 for 1 prompts, expected one for each$",
+    ),
 }
 
 

@@ -23,6 +23,8 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+# what a loop of prompts reads
+TYPED = "Today is a beautiful day\n/policy uniform:6\nand I want\n"
 COMMANDS = [
     command.strip()
     for block in blocks("bash")
@@ -74,7 +76,12 @@ def test_dynkern_command_runs(place, command, tmp_path, request):
         # of prompts that are mostly equal, more fall on one side than on the other
         words += ["--train-share", "0.6"]
     done = subprocess.run(
-        [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *words],
+        cwd=tmp_path,
+        input=TYPED,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode in (0, 1) if "doctor" in words else done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

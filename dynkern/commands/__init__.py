@@ -1,1 +1,1 @@
-"""Commands of `dynkern`, one file each: options there, work in the rooms; cli.py registers them."""
+"""Commands of `dynkern`, one file each; cli.py registers those that have their options there."""

@@ -119,6 +119,10 @@ def _is_local(source: str) -> bool:
 def _file_rows(source: str) -> Iterator[Row]:
     try:
         text = Path(source).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(
+            f"data: {source} cannot be read ({error.strerror}), expected a readable file"
+        ) from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         byte = error.object[error.start]

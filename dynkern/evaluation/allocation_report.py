@@ -18,8 +18,9 @@ from dynkern.allocation.curve import Allocation, Curve, allocate
 from dynkern.allocation.groups import Group, grouped
 from dynkern.allocation.table import Table, load_table
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
-from dynkern.evaluation.report import plain, write_atomically
+from dynkern.evaluation.report import plain
 from dynkern.evaluation.sweep import make_folder
+from dynkern.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,7 +180,7 @@ def group_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
 def save_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all; what is not finite becomes null."""
     content = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(content, encoding="utf-8"))
+    write_whole(path, lambda part: part.write_text(content, encoding="utf-8"))
 
 
 def save_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -190,7 +191,7 @@ def save_csv(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             writer = csv.DictWriter(text, list(row), lineterminator="\n")
             writer.writeheader()
         writer.writerow({key: _cell(value) for key, value in row.items()})
-    write_atomically(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
+    write_whole(path, lambda part: part.write_text(text.getvalue(), encoding="utf-8"))
 
 
 def _cell(value: Any) -> Any:
@@ -201,7 +202,7 @@ def _cell(value: Any) -> Any:
 
 def save_figure(path: Path, figure: Figure) -> None:
     """Write a PNG whole or not at all."""
-    write_atomically(path, lambda part: figure.savefig(part, format="png"))
+    write_whole(path, lambda part: figure.savefig(part, format="png"))
 
 
 def print_summary(console: Console, results: Mapping[str, Any]) -> None:

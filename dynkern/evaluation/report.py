@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dynkern.files import write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,14 +49,15 @@ def write_results(path: str | Path, meta: Mapping[str, Any], runs: Sequence[Run]
 
     Each run gets every key of RUN_KEYS, null where it has none, and keeps its further keys. A
     number that is not finite becomes null, since JSON has no word for it. ValueError for a run
-    without policy; TypeError for a value that JSON cannot hold.
+    without policy; TypeError for a value that JSON cannot hold; OSError, one line, where
+    the disk is full.
     """
     for place, run in enumerate(runs):
         if not run.get("policy"):
             raise ValueError(f"runs: got no policy in run {place}, expected one in each")
     rows = [{**dict.fromkeys(RUN_KEYS), **run} for run in runs]
     content = json.dumps(plain({"meta": meta, "runs": rows}), indent=2, allow_nan=False) + "\n"
-    write_atomically(Path(path), lambda part: part.write_text(content, encoding="utf-8"))
+    write_whole(path, lambda part: part.write_text(content, encoding="utf-8"))
 
 
 def plain(value: Any) -> Any:
@@ -74,21 +75,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Have `write` fill a file beside `path`, on disk before it takes that name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-
-
 def plot_curve(runs: Sequence[Run], path: str | Path, title: str | None = None) -> None:
     """Draw ROUGE-L against seconds and against layers (`curve.draw_curve`) into a PNG, whole or
     not at all. ValueError without runs.
@@ -96,7 +82,7 @@ def plot_curve(runs: Sequence[Run], path: str | Path, title: str | None = None) 
     from dynkern.evaluation.curve import draw_curve
 
     figure = draw_curve(runs, title)
-    write_atomically(Path(path), lambda part: figure.savefig(part, format="png"))
+    write_whole(path, lambda part: figure.savefig(part, format="png"))
 
 
 def print_table(

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from dynkern.files import write_all, writing
+
 try:
     import fcntl
 except ImportError:  # no locks on Windows
@@ -61,8 +63,9 @@ class SampleStore:
         self._end = 0
         # as JSON gives it back, so that a tuple equals the list it becomes
         fingerprint = json.loads(json.dumps(fingerprint))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b", buffering=0)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b", buffering=0)
         try:
             self._lock()
             before = self._scan()
@@ -238,16 +241,14 @@ class SampleStore:
             )
 
     def _write(self, content: bytes) -> None:
-        remaining = memoryview(content)
-        try:
-            while remaining:
-                remaining = remaining[self._file.write(remaining) :]
-            os.fsync(self._file.fileno())
-            self._end += len(content)
-        except BaseException:
-            # half a line here would make the next append a broken line in the middle
-            self._file.truncate(self._end)
-            raise
+        with writing(self.path):
+            try:
+                write_all(self._file, content)
+                self._end += len(content)
+            except BaseException:
+                # half a line here would make the next append a broken line in the middle
+                self._file.truncate(self._end)
+                raise
 
     def _read(self, start: int, length: int) -> bytes:
         self._file.seek(start)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.arguments import shown
+
 
 class RowBatch:
     """Rows of a padded batch.
@@ -59,12 +61,18 @@ class RowBatch:
             if pad_token_id is None:
                 return torch.ones_like(self.input_ids, dtype=torch.bool)
             return self.input_ids != pad_token_id
+        if not isinstance(attention_mask, Tensor):
+            raise ValueError(f"attention_mask: got {shown(attention_mask)}, expected a tensor")
         if tuple(attention_mask.shape) != tuple(self.input_ids.shape):
             raise ValueError(
                 f"attention_mask: got shape {tuple(attention_mask.shape)}, "
                 f"expected {tuple(self.input_ids.shape)}"
             )
-        return attention_mask != 0
+        keep = attention_mask != 0
+        other = attention_mask[keep & (attention_mask != 1)]
+        if len(other):
+            raise ValueError(f"attention_mask: got {other[0].item()}, expected only 0 and 1")
+        return keep
 
     def echo(self, new: Tensor) -> Tensor:
         """The prompts as given, then generated ids [B·n, N] (n rows a prompt): [B·n, T + N]."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,8 @@ from zipfile import is_zipfile
 import torch
 from torch import Tensor
 
+from dynkern.arguments import shown
+
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -20,6 +24,8 @@ def resolve_model(model: str | Path) -> Path:
 
     Raises FileNotFoundError, one line, where neither a directory nor a reachable hub id.
     """
+    if not isinstance(model, str | os.PathLike) or not str(model).strip("\0 "):
+        raise ValueError(f"model: got {shown(model)}, expected a checkpoint directory or a hub id")
     path = Path(model)
     if path.is_dir():
         return path
@@ -52,15 +58,23 @@ def read_config(directory: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory; FileNotFoundError or ValueError, one line."""
     path = directory / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"model: {directory} has no config.json")
+        raise FileNotFoundError(
+            f"model: {directory} has no config.json, expected a checkpoint directory"
+        )
     return _read_json(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"model: {path} is not valid JSON ({error})") from None
+    except OSError as error:
+        raise ValueError(
+            f"model: {path} cannot be read ({error.strerror}), expected JSON"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"model: {path} is not valid JSON ({_first_line(error)}), expected an object"
+        ) from None
     if not isinstance(content, dict):
         raise ValueError(f"model: {path} holds a {type(content).__name__}, expected an object")
     return content
@@ -97,11 +111,15 @@ class Checkpoint(Mapping[str, Tensor]):
             if index.is_file():
                 weight_map = _read_json(index).get("weight_map")
                 if not isinstance(weight_map, dict) or not weight_map:
-                    raise ValueError(f"model: {index} has no weight_map")
+                    raise ValueError(
+                        f"model: {index} has no weight_map, expected a file for each tensor"
+                    )
                 files = {tensor: self.directory / str(f) for tensor, f in weight_map.items()}
                 for file in sorted(set(files.values())):
                     if not file.is_file():
-                        raise FileNotFoundError(f"model: shard {file} of {index} does not exist")
+                        raise FileNotFoundError(
+                            f"model: shard {file} of {index} does not exist, expected every shard"
+                        )
                 return files
         raise FileNotFoundError(
             f"model: {self.directory} has no weights, expected {' or '.join(_WEIGHT_FILES)}"
@@ -116,7 +134,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 with safe_open(file, framework="pt") as tensors:
                     return list(tensors.keys())
             except Exception as error:
-                raise ValueError(f"model: {file} cannot be read ({_first_line(error)})") from None
+                raise _unreadable(file, error) from None
         return list(_load_bin(file))
 
     def _reader(self, file: Path) -> Any:
@@ -127,9 +145,7 @@ class Checkpoint(Mapping[str, Tensor]):
                 try:
                     reader = self._stack.enter_context(safe_open(file, framework="pt"))
                 except Exception as error:
-                    raise ValueError(
-                        f"model: {file} cannot be read ({_first_line(error)})"
-                    ) from None
+                    raise _unreadable(file, error) from None
                 self._open[file] = reader.get_tensor
             else:
                 self._open[file] = _load_bin(file).__getitem__
@@ -142,13 +158,22 @@ class Checkpoint(Mapping[str, Tensor]):
         except ValueError:
             raise
         except Exception as error:
-            raise ValueError(
-                f"model: tensor {name} of {file} cannot be read ({_first_line(error)})"
-            ) from None
+            raise _unreadable(f"tensor {name} of {file}", error) from None
         if not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
             raise ValueError(f"model: {name} of {file} is a {kind}, expected a tensor")
         return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from its file's header where there is one."""
+        reader = self._reader(self._file_of[name])
+        header = getattr(getattr(reader, "__self__", None), "get_slice", None)
+        if header is None:
+            return tuple(self[name].shape)
+        try:
+            return tuple(header(name).get_shape())
+        except Exception as error:
+            raise _unreadable(f"tensor {name} of {self._file_of[name]}", error) from None
 
     def __contains__(self, name: object) -> bool:
         # Mapping's own would read the tensor
@@ -161,8 +186,17 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self._file_of)
 
 
+def _unreadable(what: Path | str, error: Exception) -> ValueError:
+    return ValueError(
+        f"model: {what} cannot be read ({_first_line(error)}), expected named tensors"
+    )
+
+
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    # torch explains its refusals to unpickle at length, and in colour
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
@@ -171,7 +205,7 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
         mapped = is_zipfile(file)
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:
-        raise ValueError(f"model: {file} cannot be read ({_first_line(error)})") from None
+        raise _unreadable(file, error) from None
     if not isinstance(tensors, dict):
         raise ValueError(f"model: {file} holds a {type(tensors).__name__}, expected named tensors")
     return tensors

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynkern.arguments import check_flag, check_integer
+from dynkern.models.checkpoint import Checkpoint
 from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights, LayerWeights, SourcePart
@@ -46,6 +48,11 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"model: config.json has {key} = {value!r}, expected an integer > 0")
     options = {key: config.get(key, default) for key, default in _DEFAULTS.items()}
+    for key, default in _DEFAULTS.items():
+        if isinstance(default, bool):
+            check_flag(f"model: config.json's {key}", options[key])
+    embed_size = config.get("word_embed_proj_dim") or config["hidden_size"]
+    check_integer("model: config.json's word_embed_proj_dim", embed_size, 1)
     if options["activation_function"] not in ("relu", "gelu"):
         raise ValueError(
             f"model: config.json has activation_function = {options['activation_function']!r}, "
@@ -64,7 +71,7 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
         num_heads=config["num_attention_heads"],
         ffn_size=config["ffn_dim"],
         max_positions=config["max_position_embeddings"],
-        embed_size=config.get("word_embed_proj_dim") or config["hidden_size"],
+        embed_size=embed_size,
         pre_norm=pre_norm,
         activation=options["activation_function"],
         bias=bool(options["enable_bias"]),
@@ -81,7 +88,10 @@ def _token_id(options: Mapping[str, Any], key: str) -> int:
     value = options[key]
     if isinstance(value, list) and value:
         value = value[0]
-    return _DEFAULTS[key] if value is None else int(value)
+    if value is None:
+        return _DEFAULTS[key]
+    # -1 is no token's id, but old files say it for "none"
+    return check_integer(f"model: config.json's {key}", value, -1)
 
 
 def source_parts(spec: DecoderSpec) -> Iterator[SourcePart]:
@@ -136,7 +146,7 @@ def source_tensors(
         # the head is no part of the decoder
         name = part.name if part.field == "lm_head" else prefix + part.name
         if name not in tensors:
-            raise ValueError(f"model: the checkpoint has no tensor {name}")
+            raise ValueError(f"model: the checkpoint has no tensor {name}, expected by config.json")
         tensor = tensors[name].detach()
         if tuple(tensor.shape) != part.shape:
             raise ValueError(
@@ -144,6 +154,39 @@ def source_tensors(
             )
         yield part, tensor
         del tensor  # ahead of reading the next
+
+
+def _check_parts(tensors: Mapping[str, Tensor], spec: DecoderSpec) -> None:
+    """As source_tensors, but from a checkpoint's headers: ahead of making room for the weights,
+    which a wrong config.json may want by the terabyte.
+    """
+    if not isinstance(tensors, Checkpoint):
+        return
+    prefix = _prefix(tensors)
+    for part in source_parts(spec):
+        name = part.name if part.field == "lm_head" else prefix + part.name
+        if name not in tensors:
+            raise ValueError(f"model: the checkpoint has no tensor {name}, expected by config.json")
+        if (shape := tensors.shape(name)) != part.shape:
+            raise ValueError(f"model: {name} has shape {shape}, expected {part.shape}")
+
+
+def _check_values(tensors: Mapping[str, Tensor], part: SourcePart, tensor: Tensor) -> None:
+    """ValueError for whole numbers, NaN or infinity as weights of a file: arg-max over NaN gives
+    tokens all the same.
+
+    A sum is one pass at the speed of memory; where it is not finite, every value is looked at.
+    """
+    if not isinstance(tensors, Checkpoint):
+        return
+    if not tensor.is_floating_point():
+        raise ValueError(f"model: {part.name} has dtype {tensor.dtype}, expected a float's")
+    if tensor.sum(dtype=torch.float32).isfinite():
+        return
+    if not tensor.isfinite().all():
+        raise ValueError(
+            f"model: {part.name} holds values that are not finite, expected finite weights"
+        )
 
 
 def _prefix(tensors: Mapping[str, Tensor]) -> str:
@@ -161,7 +204,9 @@ def pack_weights(
     Reads one tensor at a time; raises ValueError as source_tensors does.
     """
     made: dict[int | None, dict[str, Tensor]] = {}
+    _check_parts(tensors, spec)
     for part, tensor in source_tensors(tensors, spec):
+        _check_values(tensors, part, tensor)
         owner = made.setdefault(part.layer, {})
         if part.parts == 1:
             owner[part.field] = tensor.to(device, dtype).contiguous()
@@ -192,8 +237,10 @@ def pack_for_cpu(
     tensors: on the CPU, in any float dtype. Reads one at a time and holds no second copy. Raises
     ValueError as source_tensors does or on an unknown format, LibraryUnavailable without csrc/cpu.
     """
+    _check_parts(tensors, spec)
     packed = PackedWeights(spec, format)
     for part, tensor in source_tensors(tensors, spec):
+        _check_values(tensors, part, tensor)
         packed.write(part, tensor)
         del tensor  # ahead of reading the next
     return packed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynkern.arguments import check_sampling
 from dynkern.kernels import native
 from dynkern.kernels.cpu import sample as cpu
 from dynkern.kernels.reference.sample import sample as reference
@@ -23,14 +24,7 @@ def _check(logits, history, request, step, seed, temperature, top_k, top_p, repe
     if history is not None:
         expect_shape("history", history, (rows, None))
         expect_dtype("history", history, torch.int64)
-    if not 0.0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: got {temperature}, expected a finite number from 0")
-    if top_k < 0:
-        raise ValueError(f"top_k: got {top_k}, expected 0 (off) or more")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p: got {top_p}, expected above 0 and up to 1")
-    if not 0.0 < repetition_penalty < float("inf"):
-        raise ValueError(f"repetition_penalty: got {repetition_penalty}, expected above 0")
+    check_sampling(temperature, top_k, top_p, repetition_penalty)
 
 
 def _fake(logits, history, request, step, seed, temperature, top_k, top_p, repetition_penalty):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from dynkern.arguments import shown
 from dynkern.policies.parse import parse
 from dynkern.policies.planned import EarlyExit, Full, Random, Uniform, UniformEven
 from dynkern.policies.token import Confidence, RandomStep, Stochastic
+from dynkern.routes import TokenProgram
 from dynkern.runtime.request import PlannedPolicy, PlanRequest, Policy, TokenPolicy
 
 __all__ = [
@@ -38,7 +40,10 @@ def policy(spec: str | Policy) -> Policy:
     """
     if isinstance(spec, str):
         return parse(spec)
-    if isinstance(spec, PlannedPolicy | TokenPolicy):
+    # bytes have a `lower` of another kind, and a class has the methods of its objects
+    if isinstance(spec, PlannedPolicy | TokenPolicy) and not isinstance(
+        spec, bytes | bytearray | type
+    ):
         return spec
     raise ValueError(
         f"policy: got {type(spec).__name__}, expected a spec string, or an object with "
@@ -56,3 +61,9 @@ def check_policy(policy: Any, num_layers: int) -> None:
     check = getattr(policy, "check", None)
     if check is not None:
         check(num_layers)
+    if isinstance(policy, TokenPolicy):
+        name = f"policy {getattr(policy, 'spec', type(policy).__name__)}"
+        program = policy.lower(num_layers)
+        if not isinstance(program, TokenProgram):
+            raise ValueError(f"{name}: got {shown(program)}, expected a TokenProgram")
+        program.check(name, num_layers)

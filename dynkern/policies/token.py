@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dynkern.routes import TokenProgram, check_budget
+from dynkern.arguments import check_number, shown
+from dynkern.routes import TokenProgram, check_budget, check_choice
 
 # largest and smallest threshold of each confidence measure
 MEASURES = {"top_prob": (0.0, 1.0), "margin": (0.0, 1.0), "cosine": (-1.0, 1.0)}
@@ -45,10 +46,12 @@ class Stochastic:
     probability: float
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.probability <= 1.0:
-            raise ValueError(
-                f"stochastic probability: got {self.probability}, expected a number from 0 to 1"
-            )
+        check_number(
+            "stochastic probability",
+            self.probability,
+            lambda p: 0.0 <= p <= 1.0,
+            "a number from 0 to 1",
+        )
 
     @property
     def spec(self) -> str:
@@ -77,14 +80,17 @@ class Confidence:
     exit_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.measure not in MEASURES:
-            raise ValueError(
-                f"confidence measure: got {self.measure!r}, expected one of {', '.join(MEASURES)}"
-            )
+        check_choice("confidence measure", self.measure, tuple(MEASURES))
         low, high = MEASURES[self.measure]
-        if not low <= self.threshold <= high:
+        check_number(
+            f"confidence {self.measure}",
+            self.threshold,
+            lambda x: low <= x <= high,
+            f"{low:g} to {high:g}",
+        )
+        if not isinstance(self.exit_layers, tuple):
             raise ValueError(
-                f"confidence {self.measure}: got {self.threshold}, expected {low:g} to {high:g}"
+                f"confidence exits: got {shown(self.exit_layers)}, expected a tuple of layers"
             )
 
     @property
@@ -100,10 +106,11 @@ class Confidence:
 
     def check(self, num_layers: int) -> None:
         """Raise a one-line ValueError unless every exit lies below the last layer."""
-        for layer in self.exits(num_layers):
-            if not 0 <= layer < num_layers - 1:
+        for layer in self.exit_layers or self.exits(num_layers):
+            whole = isinstance(layer, int) and not isinstance(layer, bool)
+            if not whole or not 0 <= layer < num_layers - 1:
                 raise ValueError(
-                    f"confidence exits: got layer {layer}, expected 0 to {num_layers - 2}"
+                    f"confidence exits: got layer {shown(layer)}, expected 0 to {num_layers - 2}"
                 )
 
     def lower(self, num_layers: int) -> TokenProgram:

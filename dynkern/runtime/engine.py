@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from dynkern import routes as route_math
+from dynkern.arguments import check_integer
 from dynkern.cost import CostModel, roofline_model
 from dynkern.kernels.invariance import batch_invariant
 from dynkern.models.packed import PackedWeights
@@ -72,16 +73,13 @@ class RunOptions:
     prompt_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size: got {self.batch_size}, expected 1 or more")
+        check_integer("batch_size", self.batch_size, 1)
         route_math.check_choice("prefill", self.prefill, route_math.PREFILLS)
         route_math.check_choice("kv_fill", self.kv_fill, route_math.KV_FILLS)
         route_math.check_choice("schedule", self.schedule, SCHEDULES)
         for name, least in (("prefill_tokens", 1), ("max_wait", 0), ("prompt_bytes", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected {least} or more")
-        if not 0 <= self.seed < 1 << 64:
-            raise ValueError(f"seed: got {self.seed}, expected an integer from 0 to 2**64 - 1")
+            check_integer(name, getattr(self, name), least)
+        check_integer("seed", self.seed, 0, (1 << 64) - 1, "an integer from 0 to 2**64 - 1")
 
 
 class Engine:
@@ -276,8 +274,7 @@ class Engine:
         if not all(0 <= i < vocab_size for i in request.prompt_ids):
             bad = next(i for i in request.prompt_ids if not 0 <= i < vocab_size)
             raise ValueError(f"{name}: token id {bad}, expected 0 to {vocab_size - 1}")
-        if request.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: got {request.max_new_tokens}, expected 1 or more")
+        check_integer("max_new_tokens", request.max_new_tokens, 1)
         # the last generated token is never an input, so it needs no position
         needed = len(request.prompt_ids) + request.max_new_tokens - 1
         if needed > self.spec.max_positions:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from dynkern.arguments import check_sampling
 from dynkern.cost import PassCount
 from dynkern.routes import TokenProgram
 
@@ -54,12 +55,17 @@ Policy = PlannedPolicy | TokenPolicy
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How a token is picked. temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+    """How a token is picked. temperature 0 is greedy; top_k 0 and top_p 1 are off. ValueError for
+    what op `sample` would not take, greedy or not.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
 
     @property
     def is_greedy(self) -> bool:
