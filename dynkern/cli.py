@@ -1,4 +1,4 @@
-"""The command line: `dynkern eval | generate | info | doctor`."""
+"""The command line: `dynkern eval | generate | tasks | info | doctor`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dynkern.commands.tasks import tasks
 
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
@@ -31,7 +33,7 @@ Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 @app.command("eval")
 def evaluate(
     model: Model,
-    data: Annotated[str, typer.Option(help=".json, .jsonl or .csv file, or hub id.")],
+    data: Annotated[str, typer.Option(help=".json, .jsonl or .csv file, tasks:SPLIT, or hub id.")],
     policy: Annotated[
         list[str] | None, typer.Option(help="Policy spec; repeat it. full is always added.")
     ] = None,
@@ -137,6 +139,9 @@ def generate(
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
+
+
+app.command()(tasks)
 
 
 @app.command()

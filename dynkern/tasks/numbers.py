@@ -168,7 +168,10 @@ def _date(dice: Dice, sign: int, level: int) -> Problem:
         answer = end + MONTH_DAYS[month - 1], (month - 1) % 12
     else:
         answer = end, month
-    day_first, month_first = (f"{answer[0]} {MONTHS[answer[1]]}", f"{MONTHS[answer[1]]} {answer[0]}")
+    day_first, month_first = (
+        f"{answer[0]} {MONTHS[answer[1]]}",
+        f"{MONTHS[answer[1]]} {answer[0]}",
+    )
     start = f"{day} {MONTHS[month]}"
     slots = _span(n, sign, start)
     return Problem(f"{start} {sign * n}", "", (day_first, month_first), DATE, slots)
@@ -226,7 +229,7 @@ def _units(dice: Dice, level: int) -> Problem:
     factor, level 4 also adds.
     """
     large, small, factor = dice.pick((DECIMAL, DECIMAL, OTHER, MIXED)[level - 1])
-    n = dice.between(2, 99 if level < 3 else 12)
+    n = dice.between(2, (99, 99, 20, 12)[level - 1])
     given, result, unit = amount(n, large), n * factor, small
     if level == 2:
         given, result, unit = amount(n * factor, small), n, large

@@ -48,7 +48,7 @@ STEPS = {
     ),
     "swap": Step(
         ("swap the first and the last word", "exchange the first and the last word"),
-        lambda words: [words[-1], *words[1:-1], words[0]],
+        lambda words: [words[-1], *words[1:-1], words[0]] if len(words) > 1 else words,
     ),
     "first": _nth(0),
     "second": _nth(1),
@@ -98,12 +98,15 @@ def _names(dice: Dice, count: int) -> list[str]:
 
 
 def _run(names: Sequence[str], words: list[str]) -> list[str] | None:
-    """The result, or None where a step changes nothing and so could be left out."""
+    """The result, or None where it is empty or the same without one of the steps."""
+    done = _result(names, words)
+    shorter = ([*names[:i], *names[i + 1 :]] for i in range(len(names)))
+    return None if not done or any(_result(fewer, words) == done for fewer in shorter) else done
+
+
+def _result(names: Sequence[str], words: list[str]) -> list[str]:
     for name in names:
-        after = STEPS[name].apply(words)
-        if after == words or not after:
-            return None
-        words = after
+        words = STEPS[name].apply(words)
     return words
 
 

@@ -214,7 +214,7 @@ _CLAUSES = (
 )
 _TAILS = (("on {}", WEEKDAYS), ("at {}", DIGITS[1:]), ("with {}", NAMES))
 REPAIRS = ("no sorry", "I mean", "wait no", "no rather", "or rather", "sorry I mean")
-FILLERS = ("um", "uh", "er", "well")
+FILLERS = ("um", "uh", "er", "hm")
 
 
 def _slip(dice: Dice, level: int) -> Problem:

@@ -81,10 +81,14 @@ COLOURS = tuple("black blue brown green grey orange pink purple red silver white
 FOODS = tuple(
     "bread cheese curry fish fruit noodles pancakes pasta pizza rice salad soup steak tea".split()
 )
-PLACES = tuple("bakery bar cafe canteen cinema club hotel museum pub restaurant shop theatre".split())
+PLACES = tuple(
+    "bakery bar cafe canteen cinema club hotel museum pub restaurant shop theatre".split()
+)
 QUALITIES = tuple("bright calm cheap clean famous friendly large modern new popular quiet".split())
 EVENTS = tuple(
-    "ball circus class concert contest dance fair feast lecture match meeting parade party race".split()
+    """
+    ball circus class concert contest dance fair feast lecture match meeting parade party race
+    """.split()
 )
 VEHICLES = tuple("bike boat bus car coach ferry plane ship taxi train tram truck".split())
 
