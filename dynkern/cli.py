@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from dynkern.commands import explain, oracle
+from dynkern.commands import explain, oracle, tasks
 
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
@@ -34,7 +34,7 @@ Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 @app.command("eval")
 def evaluate(
     model: Model,
-    data: Annotated[str, typer.Option(help=".json, .jsonl or .csv file, or hub id.")],
+    data: Annotated[str, typer.Option(help=".json, .jsonl or .csv file, tasks:SPLIT, or hub id.")],
     policy: Annotated[
         list[str] | None, typer.Option(help="Policy spec; repeat it. full is always added.")
     ] = None,
@@ -151,7 +151,7 @@ def doctor(
     raise typer.Exit(0 if run_doctor(model, backend, seed) else 1)
 
 
-for command in (explain, oracle):
+for command in (explain, oracle, tasks):
     command.register(app)
 
 

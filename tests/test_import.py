@@ -30,6 +30,7 @@ ORDER = [
     ["ops"],
     ["kernels"],
     ["cost", "routes", "rng", "data", "machine", "assets", "_version", "arguments", "files"],
+    ["tasks"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

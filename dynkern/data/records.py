@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dynkern.tasks import is_task_source, parse_source
+
 FIELDS = ("instruction", "input", "output")
 # a single split of 52,002 records on the hub; alpaca_indices cuts it
 ALPACA = "tatsu-lab/alpaca"
@@ -32,7 +34,8 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 @dataclass(frozen=True)
 class Record:
     """One task. id: unique in its data set. references: the answers that count, `output` alone
-    where the data names no others. source: where the data set took it from, if it says so.
+    where the data names no others. source: where the data set took it from, family: which kind of
+    task it is, difficulty: how hard, a number or a word, each if the data says so.
     """
 
     id: str
@@ -41,16 +44,21 @@ class Record:
     output: str
     references: tuple[str, ...] = ()
     source: str | None = None
+    family: str | None = None
+    difficulty: int | float | str | None = None
 
 
 def load_records(source: str | Path, split: str = "test", limit: int | None = None) -> list[Record]:
     """The first `limit` records of a data set, in its order; all of them by default.
 
-    source: a .json file (a list of objects), .jsonl (an object a line) or .csv (a header line), or
-    else a hub id. Fields: instruction, input, output; optional id, source, references (a list of
-    texts; in .csv a JSON list). A record without id has its 0-based index in the data set as id.
-    A local file is taken whole, whatever `split` says. The hub's tatsu-lab/alpaca is split by
-    `alpaca_indices`, and its ids are places in the unsplit data.
+    source: a .json file (a list of objects), .jsonl (an object a line) or .csv (a header line);
+    `tasks`, the suite of this package, or a part of it as `dynkern.tasks.TaskSource` says
+    ("tasks:test?family=sort+copy&difficulty=3"), of which `limit` or 1,024 records are made; or
+    else a hub id. Fields: instruction, input, output; optional id, source, family, difficulty,
+    references (a list of texts; in .csv a JSON list). A record without id has its 0-based index in
+    the data set as id. A local file is taken whole, whatever `split` says; a split that a `tasks`
+    source names goes before `split`. The hub's tatsu-lab/alpaca is split by `alpaca_indices`, and
+    its ids are places in the unsplit data.
 
     FileNotFoundError for a missing file; ValueError, one line with file and line number, for
     anything in it that is not as described, and for a hub id that cannot be loaded.
@@ -58,7 +66,10 @@ def load_records(source: str | Path, split: str = "test", limit: int | None = No
     if limit is not None and limit < 1:
         raise ValueError(f"limit: got {limit}, expected 1 or more")
     source = str(source)
-    rows = _file_rows(source) if _is_local(source) else _hub_rows(source, split)
+    if is_task_source(source):
+        rows = _task_rows(source, split, limit)
+    else:
+        rows = _file_rows(source) if _is_local(source) else _hub_rows(source, split)
     records: list[Record] = []
     places: dict[str, str] = {}
     for place, index, value in islice(rows, limit):
@@ -114,6 +125,11 @@ def _is_local(source: str) -> bool:
     if known or suffix in _OTHER_FILES or not _HUB_ID.fullmatch(source):
         raise FileNotFoundError(f"data: no file {source}, expected a file ({kinds}) or a hub id")
     return False
+
+
+def _task_rows(source: str, split: str, limit: int | None) -> Iterator[Row]:
+    for index, value in enumerate(parse_source(source).records(split, limit)):
+        yield f"{source}, record {index}", index, value
 
 
 def _file_rows(source: str) -> Iterator[Row]:
@@ -202,12 +218,14 @@ def _csv_rows(source: str, text: str) -> Iterator[tuple[int, Any]]:
                 f"{source}, line {line}: found {len(cells)} cells, expected {len(header)} "
                 f"({_listed(header)})"
             )
-        optional = {"id", "source", "references"}
+        optional = {"id", "source", "references", "family", "difficulty"}
         pairs = zip(header, cells, strict=True)
         value: dict[str, Any] = {k: v for k, v in pairs if v.strip() or k not in optional}
         if "references" in value:
             expected = "a JSON list of texts as references"
             value["references"] = _parse(source, line, expected, json.loads, value["references"])
+        if re.fullmatch(r"\d{1,9}", value.get("difficulty", "")):
+            value["difficulty"] = int(value["difficulty"])
         yield line, value
 
 
@@ -295,13 +313,25 @@ def _record(place: str, index: int, value: Any) -> Record:
     if not isinstance(references, list) or not references:
         found = "an empty list" if isinstance(references, list) else _kind(references)
         raise ValueError(f"{place}: found {found} as references, expected a list of texts")
-    origin = value.get("source")
+    origin, family = value.get("source"), value.get("family")
     return Record(
         id=_identity(place, value.get("id"), index),
         references=tuple(_text(place, "references", text) for text in references),
         source=None if origin is None else _text(place, "source", origin),
+        family=None if family is None else _text(place, "family", family),
+        difficulty=_level(place, value.get("difficulty")),
         **texts,
     )
+
+
+def _level(place: str, value: Any) -> int | float | str | None:
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(
+            f"{place}: found {_kind(value)} as difficulty, expected a number or a text"
+        )
+    return _text(place, "difficulty", value)
 
 
 def _identity(place: str, value: Any, index: int) -> str:
