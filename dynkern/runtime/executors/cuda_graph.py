@@ -59,7 +59,8 @@ class CudaGraphExecutor(EagerExecutor):
     """Replays captured passes; the eager executor's own where a pass cannot be captured.
 
     graphs: of the weights' device by default. demanded: whether a capture that fails raises; else
-    the executor says so once and goes on eagerly. replays: passes that were replayed.
+    the executor says so once and goes on eagerly. replays: passes that were replayed. whole_passes:
+    whether nested routes get a graph of their pass (to be measured against graphs a layer).
     """
 
     name = "cuda_graph"
@@ -74,7 +75,7 @@ class CudaGraphExecutor(EagerExecutor):
         super().__init__(spec, weights)
         self.graphs = CudaGraphs(weights.device) if graphs is None else graphs
         self.pool = GraphPool(self.layers, self.graphs)
-        self.demanded, self.replays = demanded, 0
+        self.demanded, self.replays, self.whole_passes = demanded, 0, True
         self._failed: str | None = None
         self._told: set[str] = set()
         self._rows: weakref.WeakKeyDictionary[DecodeBatch, tuple[PlannedRows, HostRows]]
@@ -200,7 +201,11 @@ class CudaGraphExecutor(EagerExecutor):
             replayed = None
             if batch.program is not None:
                 launch = self._captured(lambda: entry.token_pass(capacity))
-            elif route_math.is_nested(rows.routes) and entry.is_even(rows.routes):
+            elif (
+                self.whole_passes
+                and route_math.is_nested(rows.routes)
+                and entry.is_even(rows.routes)
+            ):
                 launch = self._captured(lambda: entry.whole_pass(union, capacity))
             else:
                 counts = rows.routes.sum(dim=0).tolist()
