@@ -15,8 +15,8 @@ from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.ops import OPS, backends
 
 GPU_NOTE = (
-    "passes are captured in CUDA graphs over the kernels above (DYNKERN_EXECUTOR); no kernel of this "
-    "version has run on a GPU yet, see README"
+    "passes are captured in CUDA graphs over the kernels above (DYNKERN_EXECUTOR); no kernel of "
+    "this version has run on a GPU yet, see README"
 )
 _PACKAGES = ("torch", "transformers", "triton", "tokenizers", "safetensors", "datasets")
 

@@ -94,6 +94,11 @@ def test_long_gaps_between_runs_of_a_layer(pair):
     both(pair, random_prompts(3, seed=6), "stochastic:0.05", **options)
 
 
+def test_a_planned_run_after_a_token_policy_in_the_same_buffers(pair):
+    for spec in ("confidence:top_prob=0.5", "stochastic:0.3", "full", "random:2"):
+        both(pair, random_prompts(3, seed=2), spec, max_new_tokens=7, force_length=True)
+
+
 def test_random_batches_of_random_routes(pair):
     draw = random.Random(5)
     for turn in range(8):

@@ -198,7 +198,8 @@ class CudaGraphExecutor(EagerExecutor):
             entry = self._entry(batch, cache, picker, width)
             entry.state.limit(limits, batch.n_slots)
             capacity, union = bucket(len(rows.live)), rows.union
-            replayed = None
+            # planned passes report keep bits: which layers they had is known here
+            replayed = None if batch.program is not None else torch.tensor(union)
             if batch.program is not None:
                 launch = self._captured(lambda: entry.token_pass(capacity))
             elif (
@@ -210,7 +211,6 @@ class CudaGraphExecutor(EagerExecutor):
             else:
                 counts = rows.routes.sum(dim=0).tolist()
                 launch = self._captured(lambda: entry.layer_by_layer(counts, capacity))
-                replayed = torch.tensor(union)
             results, after = self._passes(entry, launch, batch.n_slots, rows, limits, replayed)
             if stores:
                 entry.state.store(batch, cache, picker)
