@@ -371,11 +371,16 @@ def test_a_capture_that_fails(graphs, directory, monkeypatch, caplog):
     with pytest.raises(HostSync, match="^aten::item waits for the device"):
         graphs.generate(random_prompts(2), "stochastic:0.5")
     executor.demanded = False
+    assert executor.name == "cuda_graph"
     got = graphs.generate(random_prompts(2), "stochastic:0.5")
     assert [c.token_ids for c in got] == [c.token_ids for c in want] and executor.replays == 0
     graphs.generate(random_prompts(2), "stochastic:0.5")
     told = [r.getMessage() for r in caplog.records if "capture failed" in r.getMessage()]
-    assert len(told) == 1 and told[0].endswith("passes run eagerly from here on")
+    assert (
+        executor.name == "eager"
+        and len(told) == 1
+        and told[0].endswith("passes run eagerly from here on")
+    )
 
 
 def test_graphs_do_not_outlive_their_cache(graphs):

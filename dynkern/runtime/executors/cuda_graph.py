@@ -63,8 +63,6 @@ class CudaGraphExecutor(EagerExecutor):
     whether nested routes get a graph of their pass (to be measured against graphs a layer).
     """
 
-    name = "cuda_graph"
-
     def __init__(
         self,
         spec: DecoderSpec,
@@ -80,6 +78,11 @@ class CudaGraphExecutor(EagerExecutor):
         self._told: set[str] = set()
         self._rows: weakref.WeakKeyDictionary[DecodeBatch, tuple[PlannedRows, HostRows]]
         self._rows = weakref.WeakKeyDictionary()
+
+    @property
+    def name(self) -> str:
+        """What runs the passes, for stamping results."""
+        return "cuda_graph" if self._failed is None else "eager"
 
     def why_eager(self, picker: TokenPicker) -> str | None:
         """Why passes with this picker are not captured, or None."""
