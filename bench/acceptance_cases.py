@@ -1,4 +1,4 @@
-"""What GPU acceptance measures: copy-forward cases and one decode pass."""
+"""What GPU acceptance measures of copy-forward."""
 
 from __future__ import annotations
 
@@ -11,18 +11,7 @@ from torch import Tensor
 
 from bench.device_timing import time_op
 from dynkern import routes
-from dynkern.cost import roofline_efficiency, roofline_of_passes
-from dynkern.evaluation.calibration import Calibration
-from dynkern.evaluation.judgement import judge
-from dynkern.evaluation.peaks import Peaks
-from dynkern.evaluation.probe import EngineProbe
-from dynkern.evaluation.timing import interleave
-from dynkern.models.spec import DecoderSpec
-from dynkern.models.weights import DecoderWeights, LayerWeights
 from dynkern.ops import kv_copy_forward, use_backend
-from dynkern.policies import policy
-from dynkern.runtime.engine import Engine, RunOptions
-from dynkern.runtime.request import Request
 
 # layers, heads, head size of the models whose caches are copied
 SHAPES = {"1.3b": (24, 32, 64), "6.7b": (32, 32, 128), "tiny": (4, 2, 16)}
@@ -97,95 +86,3 @@ def measure_copy(case: CopyCase, device: torch.device, repeats: int) -> dict[str
         "bytes": moved,
         "bytes_per_second": moved / times.median,
     }
-
-
-def random_engine(dry_run: bool, device: torch.device) -> Engine:
-    """OPT-1.3B's shape in bfloat16 with random weights; a tiny one in float32 for a dry run."""
-    layers, d, heads, ffn, vocab = (4, 64, 2, 128, 256) if dry_run else (24, 2048, 32, 8192, 50272)
-    spec = DecoderSpec(
-        vocab_size=vocab,
-        num_layers=layers,
-        hidden_size=d,
-        num_heads=heads,
-        ffn_size=ffn,
-        max_positions=2048,
-        embed_size=d,
-        pre_norm=True,
-        activation="relu",
-        bias=True,
-        norm_affine=True,
-        final_norm=True,
-        tied_head=True,
-        bos_token_id=2,
-        eos_token_id=2,
-        pad_token_id=1,
-    )
-    dtype = torch.float32 if dry_run else torch.bfloat16
-
-    def weight(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=dtype, device=device) * 0.02
-
-    def layer() -> LayerWeights:
-        return LayerWeights(
-            *(weight(d) + 1, weight(d)),
-            *(weight(3 * d, d), weight(3 * d), weight(d, d), weight(d)),
-            *(weight(d) + 1, weight(d)),
-            *(weight(ffn, d), weight(ffn), weight(d, ffn), weight(d)),
-        )
-
-    embedding = weight(vocab, d)
-    weights = DecoderWeights(
-        token_embedding=embedding,
-        position_embedding=weight(2050, d),
-        project_in=None,
-        project_out=None,
-        layers=[layer() for _ in range(layers)],
-        final_norm_weight=weight(d) + 1,
-        final_norm_bias=weight(d),
-        lm_head=embedding,
-    )
-    return Engine(spec, weights)
-
-
-def measure_decode(
-    engine: Engine, rows: int, new_tokens: int, repeats: int, peaks: Peaks
-) -> list[dict[str, Any]]:
-    """Decode passes at full, half and quarter depth, beside their possible time."""
-    num_layers = engine.spec.num_layers
-    specs = ["full", f"uniform:{num_layers // 2}", f"uniform:{max(1, num_layers // 4)}"]
-    prompts = torch.randint(4, engine.spec.vocab_size, (rows, 64)).tolist()
-
-    def case(spec: str):
-        chosen = policy(spec)
-        requests = [
-            Request(i, tuple(p), chosen, new_tokens, frozenset([2]), force_length=True)
-            for i, p in enumerate(prompts)
-        ]
-        return lambda: engine.run(requests, RunOptions(batch_size=rows))
-
-    probe = EngineProbe(engine, [64 + new_tokens // 2], with_fill=False)
-    calibration = Calibration(probe, sorted({1, rows}))
-    timings = interleave({**calibration.cases, **{spec: case(spec) for spec in specs}}, repeats)
-    element = engine.weights.token_embedding.element_size()
-    found = []
-    for spec in specs:
-        passes = timings[spec].values[-1][-1].stats.passes
-        judged = judge(timings, calibration, spec, "full")
-        seconds = judged.seconds
-        roofline = roofline_of_passes(
-            engine.spec, passes, element, element, peaks.bandwidth, peaks.flops
-        )
-        found.append(
-            {
-                "case": f"decode {spec}",
-                "rows": rows,
-                "seconds": seconds.median / len(passes),
-                "p20": seconds.p20 / len(passes),
-                "p80": seconds.p80 / len(passes),
-                "speedup": judged.speedup.median,
-                "realisation": judged.realisation,
-                "roofline_efficiency": roofline_efficiency(roofline, seconds.median),
-                "loaded": bool(timings.loaded),
-            }
-        )
-    return found

@@ -2,9 +2,10 @@
 
     python -m bench.gpu_acceptance --output DIR [--dry-run] [--minutes 9] [--steps a,b]
 
-Steps run one by one and none takes another down; DIR gets report.json after every step, and
-gpu.csv with a row for each timed case. Exit code 0 only if every step passed. --dry-run goes the
-same way on the CPU at tiny sizes; its numbers say nothing of a GPU.
+Steps run one by one, what matters most first, and none takes another down; DIR gets report.json
+after every step, and gpu.csv with a row for each timed case. A step has a share of the time: cases
+that found none left are named. Exit code 0 only if every step passed. --dry-run goes the same way
+on the CPU at tiny sizes; its numbers say nothing of a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ from typing import Any
 from dynkern.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-COLUMNS = ("case", "rows", "seconds", "p20", "p80", "bytes", "bytes_per_second")
+COLUMNS = ("case", "engine", "rows", "seconds", "p20", "p80", "bytes", "bytes_per_second")
 COLUMNS += ("share_of_copy", "speedup", "realisation", "roofline_efficiency", "loaded")
+# seconds that the cases of a step may take, before its remaining ones are left out
+SHARES = {"op_tests": 170.0, "copy_forward": 20.0, "single_ops": 40.0, "decode_pass": 40.0}
+SHARES |= {"planned_routes": 50.0, "mixed_routes": 60.0, "token_policies": 40.0}
+SHARES |= {"host_syncs": 15.0, "graph_kinds": 15.0, "batch_invariant": 25.0, "sanitizer": 60.0}
 
 
 class Acceptance:
@@ -41,12 +46,38 @@ class Acceptance:
         self.deadline = time.monotonic() + 60 * minutes
         self.device = torch.device("cpu" if dry_run else "cuda")
         self.repeats = 3 if dry_run else 30
+        # a dry run's windows need not be long enough to judge the load in
+        self.timing = {"min_window": 0.0} if dry_run else {}
         self.peaks: Any = None
+        self.left_out: list[str] = []
+        self._engines: Any = None
         self.report: dict[str, Any] = {"dry_run": dry_run, "steps": {}}
 
     def left(self) -> float:
         """Seconds of the budget that are left."""
         return self.deadline - time.monotonic()
+
+    def share(self, step: str) -> float:
+        """Seconds that a step may take."""
+        return min(self.left(), SHARES[step])
+
+    def within(self, step: str, cases: Iterable[Any]) -> Iterator[Any]:
+        """Cases for which the step's share of the time lasts, at least one; others are noted."""
+        until = time.monotonic() + self.share(step)
+        for place, case in enumerate(cases):
+            if place and time.monotonic() >= until:
+                self.left_out.append(str(case))
+            else:
+                yield case
+
+    @property
+    def engines(self) -> Any:
+        """Engines over one random model (bench/acceptance_model.py)."""
+        from bench.acceptance_model import Engines
+
+        if self._engines is None:
+            self._engines = Engines(self.dry_run, self.device)
+        return self._engines
 
     def environment(self) -> dict[str, Any]:
         """Versions, and what the device is."""
@@ -95,7 +126,7 @@ class Acceptance:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=max(1.0, self.left()),
+            timeout=max(1.0, self.share("op_tests")),
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         closing = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
@@ -122,7 +153,7 @@ class Acceptance:
         from bench.acceptance_cases import copy_cases, measure_copy
 
         rows, too_large = [], []
-        for case in copy_cases(self.dry_run):
+        for case in self.within("copy_forward", copy_cases(self.dry_run)):
             row = measure_copy(case, self.device, self.repeats)
             if row is None:
                 too_large.append(str(case))
@@ -130,7 +161,7 @@ class Acceptance:
             if self.peaks is not None:
                 row["share_of_copy"] = row["bytes_per_second"] / self.peaks.bandwidth
             rows.append(row)
-        return {"cases": self._keep(rows), "too_large": too_large}
+        return {"cases": self.keep(rows), "too_large": too_large}
 
     def single_ops(self) -> dict[str, Any]:
         """Every kernel of decode's ops, checked and timed beside the reference."""
@@ -139,27 +170,18 @@ class Acceptance:
         from bench.acceptance_ops import measure_op, op_cases
 
         dtype, rows = torch.float32 if self.dry_run else torch.bfloat16, []
-        for case in op_cases(self.dry_run, self.device, dtype):
+        for case in self.within("single_ops", op_cases(self.dry_run, self.device, dtype)):
             for row in measure_op(case, self.device, dtype, self.repeats):
                 if self.peaks is not None:
                     row["share_of_copy"] = row["bytes_per_second"] / self.peaks.bandwidth
                 rows.append(row)
-        return {"cases": self._keep(rows)}
+        return {"cases": self.keep(rows)}
 
-    def decode_pass(self) -> dict[str, Any]:
-        """One decode pass of OPT-1.3B's shape at full, half and quarter depth."""
-        from bench.acceptance_cases import measure_decode, random_engine
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of a run, and rounds."""
+        return (5, 1) if self.dry_run else (33, 5)
 
-        if self.peaks is None:
-            raise RuntimeError("the step peak_rates did not pass, so no roofline can be drawn")
-        engine = random_engine(self.dry_run, self.device)
-        tokens, repeats = (5, 1) if self.dry_run else (33, 5)
-        rows = []
-        for batch in (1, 2) if self.dry_run else (1, 8):
-            rows += measure_decode(engine, batch, tokens, repeats, self.peaks)
-        return {"cases": self._keep(rows)}
-
-    def _keep(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def keep(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append timed cases to gpu.csv at once; hand them back."""
         from bench.results_file import append, stamp
         from dynkern.machine import device_name
@@ -170,6 +192,17 @@ class Acceptance:
         return rows
 
 
+def _timed(name: str) -> Callable[[Acceptance], dict[str, Any]]:
+    """A step of acceptance_steps.py, imported when it runs: torch may not import."""
+
+    def step(acceptance: Acceptance) -> dict[str, Any]:
+        from bench import acceptance_steps
+
+        return getattr(acceptance_steps, name)(acceptance)
+
+    return step
+
+
 STEPS: dict[str, Callable[[Acceptance], dict[str, Any]]] = {
     "environment": Acceptance.environment,
     "build": Acceptance.build,
@@ -177,7 +210,16 @@ STEPS: dict[str, Callable[[Acceptance], dict[str, Any]]] = {
     "peak_rates": Acceptance.peak_rates,
     "copy_forward": Acceptance.copy_forward,
     "single_ops": Acceptance.single_ops,
-    "decode_pass": Acceptance.decode_pass,
+    "decode_pass": _timed("decode_pass"),
+    "planned_routes": _timed("planned_routes"),
+    "mixed_routes": _timed("mixed_routes"),
+    "token_policies": _timed("token_policies"),
+    "host_syncs": _timed("host_syncs"),
+    "logits_error": _timed("logits_error"),
+    "graph_kinds": _timed("graph_kinds"),
+    "batch_invariant": _timed("batch_invariant"),
+    "peers": _timed("peers"),
+    "sanitizer": _timed("sanitizer"),
 }
 
 
@@ -185,7 +227,7 @@ def run(acceptance: Acceptance, steps: list[str]) -> bool:
     """Run the steps, writing report.json after each; whether all of them passed."""
     entries = acceptance.report["steps"]
     for name in steps:
-        started = time.monotonic()
+        started, acceptance.left_out = time.monotonic(), []
         if acceptance.left() <= 0:
             entries[name] = {"status": "skipped", "reason": "the time budget is spent"}
         else:
@@ -202,6 +244,9 @@ def run(acceptance: Acceptance, steps: list[str]) -> bool:
                     "trace": traceback.format_exc(limit=-4),
                 }
         entries[name]["seconds"] = round(time.monotonic() - started, 2)
+        if acceptance.left_out:
+            entries[name]["left_out"] = acceptance.left_out
+            print(f"  left out: {', '.join(acceptance.left_out)[:300]}", flush=True)
         print(f"{name}: {entries[name]['status']}, {entries[name]['seconds']} s", flush=True)
         if "reason" in entries[name]:
             print(f"  {entries[name]['reason'][:300]}", flush=True)

@@ -14,7 +14,10 @@ from dynkern.kernels import native
 from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.ops import OPS, backends
 
-GPU_NOTE = "no kernel of this version has run on a GPU yet; see README, Limitations"
+GPU_NOTE = (
+    "passes are captured in CUDA graphs over the kernels above (DYNKERN_EXECUTOR); no kernel of "
+    "this version has run on a GPU yet, see README"
+)
 _PACKAGES = ("torch", "transformers", "triton", "tokenizers", "safetensors", "datasets")
 
 
@@ -33,8 +36,8 @@ def print_info() -> None:
     for (label, backend, reason), op in zip(backends.table(device), OPS.values(), strict=True):
         table.add_row(label, backend, reason, " ".join(op.kernels))
     console.print(table)
-    console.print(f"batch_invariant: {_mode()}", highlight=False)
-    console.print(f"GPU: {GPU_NOTE}", highlight=False)
+    console.print(f"batch_invariant: {_mode()}", highlight=False, soft_wrap=True)
+    console.print(f"GPU: {GPU_NOTE}", highlight=False, soft_wrap=True)
 
 
 def _mode() -> str:

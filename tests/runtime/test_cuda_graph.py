@@ -98,6 +98,11 @@ def test_long_gaps_between_runs_of_a_layer(pair):
     both(pair, random_prompts(3, seed=6), "stochastic:0.05", **options)
 
 
+def test_a_planned_run_after_a_token_policy_in_the_same_buffers(pair):
+    for spec in ("confidence:top_prob=0.5", "stochastic:0.3", "full", "random:2"):
+        both(pair, random_prompts(3, seed=2), spec, max_new_tokens=7, force_length=True)
+
+
 def test_random_batches_of_random_routes(pair):
     draw = random.Random(5)
     for turn in range(8):
@@ -371,11 +376,16 @@ def test_a_capture_that_fails(graphs, directory, monkeypatch, caplog):
     with pytest.raises(HostSync, match="^aten::item waits for the device"):
         graphs.generate(random_prompts(2), "stochastic:0.5")
     executor.demanded = False
+    assert executor.name == "cuda_graph"
     got = graphs.generate(random_prompts(2), "stochastic:0.5")
     assert [c.token_ids for c in got] == [c.token_ids for c in want] and executor.replays == 0
     graphs.generate(random_prompts(2), "stochastic:0.5")
     told = [r.getMessage() for r in caplog.records if "capture failed" in r.getMessage()]
-    assert len(told) == 1 and told[0].endswith("passes run eagerly from here on")
+    assert (
+        executor.name == "eager"
+        and len(told) == 1
+        and told[0].endswith("passes run eagerly from here on")
+    )
 
 
 def test_graphs_do_not_outlive_their_cache(graphs):

@@ -59,10 +59,9 @@ class CudaGraphExecutor(EagerExecutor):
     """Replays captured passes; the eager executor's own where a pass cannot be captured.
 
     graphs: of the weights' device by default. demanded: whether a capture that fails raises; else
-    the executor says so once and goes on eagerly. replays: passes that were replayed.
+    the executor says so once and goes on eagerly. replays: passes that were replayed. whole_passes:
+    whether nested routes get a graph of their pass (to be measured against graphs a layer).
     """
-
-    name = "cuda_graph"
 
     def __init__(
         self,
@@ -74,11 +73,16 @@ class CudaGraphExecutor(EagerExecutor):
         super().__init__(spec, weights)
         self.graphs = CudaGraphs(weights.device) if graphs is None else graphs
         self.pool = GraphPool(self.layers, self.graphs)
-        self.demanded, self.replays = demanded, 0
+        self.demanded, self.replays, self.whole_passes = demanded, 0, True
         self._failed: str | None = None
         self._told: set[str] = set()
         self._rows: weakref.WeakKeyDictionary[DecodeBatch, tuple[PlannedRows, HostRows]]
         self._rows = weakref.WeakKeyDictionary()
+
+    @property
+    def name(self) -> str:
+        """What runs the passes, for stamping results."""
+        return "cuda_graph" if self._failed is None else "eager"
 
     def why_eager(self, picker: TokenPicker) -> str | None:
         """Why passes with this picker are not captured, or None."""
@@ -197,15 +201,19 @@ class CudaGraphExecutor(EagerExecutor):
             entry = self._entry(batch, cache, picker, width)
             entry.state.limit(limits, batch.n_slots)
             capacity, union = bucket(len(rows.live)), rows.union
-            replayed = None
+            # planned passes report keep bits: which layers they had is known here
+            replayed = None if batch.program is not None else torch.tensor(union)
             if batch.program is not None:
                 launch = self._captured(lambda: entry.token_pass(capacity))
-            elif route_math.is_nested(rows.routes) and entry.is_even(rows.routes):
+            elif (
+                self.whole_passes
+                and route_math.is_nested(rows.routes)
+                and entry.is_even(rows.routes)
+            ):
                 launch = self._captured(lambda: entry.whole_pass(union, capacity))
             else:
                 counts = rows.routes.sum(dim=0).tolist()
                 launch = self._captured(lambda: entry.layer_by_layer(counts, capacity))
-                replayed = torch.tensor(union)
             results, after = self._passes(entry, launch, batch.n_slots, rows, limits, replayed)
             if stores:
                 entry.state.store(batch, cache, picker)

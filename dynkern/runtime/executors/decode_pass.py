@@ -5,6 +5,7 @@ the cuda_graph executor captures it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -60,14 +61,28 @@ class DecodePass:
         self.reads_counts = reads_counts and batch.alive.device.type == "cpu"
         self.settled: Tensor | None = None
         self.token = batch.token
-        self.head_rows = torch.zeros((), dtype=torch.int64, device=batch.alive.device)
-        self._places = torch.arange(self.capacity, device=batch.alive.device)
+        self.head_rows: Tensor | None = None
         self._executed: dict[int, Rows] = {}
 
     def run(self) -> PassResult:
         """The pass: K/V appended, tokens picked, the batch left as it is."""
-        batch, fill = self.batch, self.fill
-        fill.begin_pass()
+        self.run_layers()
+        rows, n = self._unsettled_rows()
+        token = pick(self.layers, self.stream, self.batch, self.picker, rows, n)
+        ran = self._ran()
+        self.fill.end_pass(ran)
+        token = self._scatter(rows, n, token)
+        if self.settled is not None:
+            token = torch.where(self.settled, self.token, token)
+        head_rows = ran.new_zeros((), dtype=torch.int64)
+        if self.head_rows is not None:
+            head_rows = self.head_rows
+        return PassResult(token, ran, self.fill.filled.clone(), head_rows)
+
+    def run_layers(self) -> ResidualStream:
+        """Embedding and layers: the stream as the head finds it."""
+        batch = self.batch
+        self.fill.begin_pass()
         self.stream = self.layers.embed(batch.token, batch.position)
         if batch.program is None:
             self._planned()
@@ -75,14 +90,11 @@ class DecodePass:
             self._confidence()
         else:
             self._drawn()
-        rows, n = self._unsettled_rows()
-        token = pick(self.layers, self.stream, batch, self.picker, rows, n)
-        ran = self._ran()
-        fill.end_pass(ran)
-        token = self._scatter(rows, n, token)
-        if self.settled is not None:
-            token = torch.where(self.settled, self.token, token)
-        return PassResult(token, ran, fill.filled.clone(), self.head_rows)
+        return self.stream
+
+    @cached_property
+    def _places(self) -> Tensor:
+        return torch.arange(self.capacity, device=self.batch.alive.device)
 
     def _run_layer(self, layer: int, rows: Tensor, n: Tensor) -> None:
         self.fill.before_layer(layer, rows, n)
@@ -123,6 +135,7 @@ class DecodePass:
         program = self.batch.program
         staying = self.batch.alive
         self.settled = torch.zeros_like(staying)
+        self.head_rows = staying.new_zeros((), dtype=torch.int64)
         here, left = self._split(staying)
         for layer in range(self.layers.spec.num_layers):
             is_exit = layer in program.exit_layers and not self._is_empty(here[1])
@@ -195,5 +208,8 @@ def pick(
     n: Tensor,
 ) -> Tensor:
     """Tokens [C] of `rows[:n]`, from where the stream stands."""
-    request, step = batch.request.index_select(0, rows), batch.step.index_select(0, rows)
+    # a greedy choice draws nothing: whose counters these are is all one to it
+    request, step = batch.request[: len(rows)], batch.step[: len(rows)]
+    if not picker.is_greedy:
+        request, step = (t.index_select(0, rows) for t in (batch.request, batch.step))
     return picker.pick(layers.final(stream, rows, n), n, rows, request, step)

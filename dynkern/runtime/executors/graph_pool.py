@@ -15,7 +15,7 @@ from torch import Tensor
 from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.ops import route_compact
 from dynkern.ops.backends import requested_backend
-from dynkern.runtime.batch import DecodeBatch, PassResult
+from dynkern.runtime.batch import DecodeBatch
 from dynkern.runtime.executors.decode_pass import DecodePass, decode_layer, pick
 from dynkern.runtime.executors.graph_state import DRAWN_PASSES, PassState, Report
 from dynkern.runtime.executors.graphs import Graph, Graphs, Mark
@@ -233,10 +233,24 @@ class PoolEntry:
             batch.begin_pass()
             given = self.layers, batch, state.lanes, fill, self.picker
             options = {"reads_counts": False, "draw": state.next_drawn}
-            result = DecodePass(*given, capacity, **options).run()
-            state.finish(result, self.picker)
+            run = DecodePass(*given, capacity, **options)
+            if batch.program is None:
+                rows, n = batch.alive_rows()
+                self.end_planned(run.run_layers(), rows[:capacity], n)
+            else:
+                state.report_of(run.run())
+                state.finish(self.picker)
 
         return self._capture(work)
+
+    def end_planned(self, stream: ResidualStream, rows: Tensor, n: Tensor) -> None:
+        """The end of a planned pass; what it ran lies in the report since it began."""
+        batch, state = self.batch, self.state
+        token = pick(self.layers, stream, batch, self.picker, rows, n)
+        state.fill(batch).end_pass(state.report.ran)
+        # rows beyond n are slots without a live row, whose tokens nobody reads
+        state.report.token.scatter_(0, rows.long(), token)
+        state.finish(self.picker)
 
     def _capture(self, work: Callable[[], None]) -> Graph:
         with self._nobody_alive():
@@ -278,7 +292,6 @@ class SplitPass:
         self.counts = torch.zeros(layers + 2, dtype=torch.int32, device=weights.device)
         self.delta_rows = torch.zeros_like(self.rows[: layers + 1])
         self.delta_counts = torch.zeros_like(self.counts[: layers + 1])
-        self.keep = torch.zeros((layers, slots), dtype=torch.bool, device=weights.device)
         self.previous = torch.zeros(layers + 1, dtype=torch.int64, device=weights.device)
         self._union: list[bool] | None = None
 
@@ -300,9 +313,7 @@ class SplitPass:
     def embed(self) -> None:
         """Row lists of every layer, and the residual stream."""
         batch, layers = self.entry.batch, self.entry.num_layers
-        keep = batch.keep_rows()
-        rows, counts = route_compact(keep)
-        self.keep.copy_(keep[:-1])
+        rows, counts = route_compact(batch.keep_rows())
         self.rows[: layers + 1].copy_(rows)
         self.counts[: layers + 1].copy_(counts)
         if self.layers.spec.pre_norm:
@@ -329,16 +340,9 @@ class SplitPass:
 
     def head(self, capacity: int) -> None:
         """Tokens, and the end of the pass."""
-        entry, layers = self.entry, self.entry.num_layers
-        batch, stream = entry.batch, self._stream(layers)
+        layers = self.entry.num_layers
         rows, n = self.rows[layers, :capacity], self.counts[layers]
-        token = pick(self.layers, stream, batch, entry.picker, rows, n)
-        # rows beyond n are slots without a live row, whose tokens nobody reads
-        slots = torch.zeros_like(batch.token).scatter_(0, rows.long(), token)
-        self.state.fill(batch).end_pass(self.keep)
-        nothing = torch.zeros_like(self.state.report.filled)
-        result = PassResult(slots, self.keep, nothing, nothing[0])
-        self.state.finish(result, entry.picker)
+        self.entry.end_planned(self._stream(layers), rows, n)
 
     def _stream(self, layer: int) -> ResidualStream:
         stream = ResidualStream(self.h, self.layers.spec)

@@ -22,41 +22,11 @@ from dynkern.runtime.sampling import TokenPicker
 DRAWN_PASSES = 32
 
 
-class StaticBatch(DecodeBatch):
-    """A DecodeBatch whose row lists are made anew in every pass, on the device. union: the layers
-    whose launches a pass has, whether or not a row runs them.
-    """
-
-    union: list[bool]
-
-    def under(
-        self, program: TokenProgram | None, kv_fill: str, seed: int, union: Sequence[bool]
-    ) -> StaticBatch:
-        """The same buffers under another program."""
-        other = copy.copy(self)
-        other.program, other.kv_fill, other.seed, other.union = program, kv_fill, seed, list(union)
-        return other
-
-    def keep_rows(self) -> Tensor:
-        """Keep bits of the live rows [L + 1, B], the last ones those of the live rows themselves:
-        rows come and go on the device.
-        """
-        return torch.cat([self.route & self.alive, self.alive[None]])
-
-    def begin_pass(self) -> None:
-        """Make the pass's row lists."""
-        self.rows_changed()
-        if self.program is None:
-            row_index, n_active = (t.unbind(0) for t in route_compact(self.keep_rows()))
-            self._planned = PlannedRows(row_index[:-1], n_active[:-1], self.union)
-            self._alive_rows = row_index[-1], n_active[-1]
-
-
 class Report:
     """A pass's results in one buffer, read back by one copy.
 
-    token [B], head_rows [1], filled [L]: int64. before, after: bool [B], the rows that were live
-    when the pass began and once it was through. ran: bool [L, B].
+    token [B], head_rows [1], filled [L]: int64. ran: bool [L, B]. before, after: bool [B], the rows
+    that were live when the pass began and once it was through. keep: ran and before, one buffer.
     """
 
     def __init__(self, num_layers: int, n_slots: int, buffer: Tensor) -> None:
@@ -71,8 +41,9 @@ class Report:
         self.token = part(n_slots, dtype=torch.int64)
         self.head_rows = part(1, dtype=torch.int64)
         self.filled = part(num_layers, dtype=torch.int64)
-        self.before, self.after = (part(n_slots, dtype=torch.bool) for _ in range(2))
-        self.ran = part(num_layers, n_slots, dtype=torch.bool)
+        self.keep = part(num_layers + 1, n_slots, dtype=torch.bool)
+        self.ran, self.before = self.keep[:-1], self.keep[-1]
+        self.after = part(n_slots, dtype=torch.bool)
 
     @staticmethod
     def size(num_layers: int, n_slots: int) -> int:
@@ -86,6 +57,47 @@ class Report:
             ran &= replayed[:, None]
         head_rows = self.head_rows[0].clone()
         return PassResult(self.token[:n_slots].clone(), ran, self.filled.clone(), head_rows)
+
+
+class StaticBatch(DecodeBatch):
+    """A DecodeBatch whose row lists are made anew in every pass, on the device. union: the layers
+    whose launches a pass has, whether or not a row runs them. wanted: bool [L + 1, B], the routes
+    and, last, True; kept: where the pass's keep bits go, those of the live rows last. counters:
+    position, step, and how far a row is beyond its end (from minus what it may still pick up to 0).
+    """
+
+    union: list[bool]
+
+    def __init__(self, num_layers: int, n_slots: int, report: Report, device: torch.device) -> None:
+        super().__init__(num_layers, n_slots, "project", None, 0, device)
+        self.wanted = torch.ones((num_layers + 1, n_slots), dtype=torch.bool, device=device)
+        self.counters = torch.zeros((3, n_slots), dtype=torch.int64, device=device)
+        self.route = self.wanted[:-1]
+        self.position, self.step, self.beyond = self.counters.unbind(0)
+        # the report tells who is live behind a pass, which is who is live ahead of the next
+        self.kept, self.alive = report.keep, report.after
+
+    def under(
+        self, program: TokenProgram | None, kv_fill: str, seed: int, union: Sequence[bool]
+    ) -> StaticBatch:
+        """The same buffers under another program."""
+        other = copy.copy(self)
+        other.program, other.kv_fill, other.seed, other.union = program, kv_fill, seed, list(union)
+        return other
+
+    def keep_rows(self) -> Tensor:
+        """The keep bits of a planned pass: rows come and go on the device."""
+        return torch.bitwise_and(self.wanted, self.alive, out=self.kept)
+
+    def begin_pass(self) -> None:
+        """Make the pass's row lists, and note who takes part."""
+        self.rows_changed()
+        if self.program is not None:
+            self.kept[-1].copy_(self.alive)
+        else:
+            row_index, n_active = (t.unbind(0) for t in route_compact(self.keep_rows()))
+            self._planned = PlannedRows(row_index[:-1], n_active[:-1], self.union)
+            self._alive_rows = row_index[-1], n_active[-1]
 
 
 class _StaticLanes:
@@ -106,9 +118,8 @@ class _StaticLanes:
 class PassState:
     """State of up to n_slots rows over one cache, of passes that advance it by themselves.
 
-    remaining: int64 [B], tokens that a row may still pick; eos_ids: int64 [B, E], -1 for none. A
-    row ends on the device, with its last pass: the host hears of it passes later, in which the row
-    takes no part.
+    eos_ids: int64 [B, E], -1 for none. A row ends on the device, with its last pass: the host hears
+    of it passes later, in which the row takes no part.
     """
 
     def __init__(
@@ -121,14 +132,13 @@ class PassState:
     ) -> None:
         self.spec, self.weights, self.n_slots = spec, weights, n_slots
         layers, device = spec.num_layers, weights.device
-        self.batch = StaticBatch(layers, n_slots, "project", None, 0, device)
-        lane = torch.full((layers, n_slots), -1, dtype=torch.int32, device=device)
-        self.lanes = _StaticLanes(cache, lane, torch.zeros_like(lane))
-        self.remaining = torch.zeros_like(self.batch.token)
-        self.eos_ids = torch.full((n_slots, eos_width), -1, dtype=torch.int64, device=device)
         size = Report.size(layers, n_slots)
         buffer = torch.zeros(size, dtype=torch.uint8, device=device)
         self.report = Report(layers, n_slots, buffer)
+        self.batch = StaticBatch(layers, n_slots, self.report, device)
+        lane = torch.full((layers, n_slots), -1, dtype=torch.int32, device=device)
+        self.lanes = _StaticLanes(cache, lane, torch.zeros_like(lane))
+        self.eos_ids = torch.full((n_slots, eos_width), -1, dtype=torch.int64, device=device)
         # keep bits drawn ahead, and which of them are the next pass's
         shape = DRAWN_PASSES, layers, n_slots
         self.drawn = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -171,6 +181,9 @@ class PassState:
                 for kept in fill.kept:
                     kept.zero_()
         own.alive.zero_()
+        # planned passes fill nothing and have one head: they report neither
+        self.report.filled.zero_()
+        self.report.head_rows.zero_()
         for name in ("token", "position", "request", "step", "alive"):
             getattr(own, name)[:n].copy_(getattr(batch, name))
         own.route[:, :n].copy_(batch.route)
@@ -181,7 +194,7 @@ class PassState:
 
     def limit(self, limits: PassLimits, n_slots: int) -> None:
         """When rows end."""
-        self.remaining[:n_slots].copy_(torch.tensor(list(limits.remaining[:n_slots])))
+        self.batch.beyond[:n_slots].copy_(-torch.tensor(list(limits.remaining[:n_slots])))
         ids = list(limits.eos_ids[:n_slots])
         if ids != self._eos_of:
             self._eos_of = ids
@@ -202,17 +215,21 @@ class PassState:
         """Hand back only how many entries rows have."""
         cache.length[:, :n_slots].copy_(self.lanes.length[:, :n_slots])
 
-    def finish(self, result: PassResult, picker: TokenPicker) -> None:
-        """The end of a captured pass: report it, advance the rows, end those that are through."""
-        batch, report, token = self.batch, self.report, result.token
+    def report_of(self, result: PassResult) -> None:
+        """Report a pass."""
+        self.report.token.copy_(result.token)
+        self.report.ran.copy_(result.ran)
+        self.report.filled.copy_(result.filled)
+        self.report.head_rows.copy_(result.head_rows)
+
+    def finish(self, picker: TokenPicker) -> None:
+        """The end of a captured pass: advance the rows by the tokens of the report, and end those
+        that are through. Few launches: each is a hundredth of a pass over a quarter of the layers.
+        """
+        batch, token = self.batch, self.report.token
         picker.note(batch.alive, batch.position, token)
-        report.before.copy_(batch.alive)
-        report.token.copy_(token)
-        report.ran.copy_(result.ran)
-        report.filled.copy_(result.filled)
-        report.head_rows.copy_(result.head_rows)
-        batch.advance(token)
-        self.remaining.add_(batch.alive, alpha=-1)
-        ends = (token[:, None] == self.eos_ids).any(dim=1) | (self.remaining <= 0)
-        batch.alive.logical_and_(~ends)
-        report.after.copy_(batch.alive)
+        torch.where(batch.alive, token, batch.token, out=batch.token)
+        batch.counters.add_(batch.alive)
+        ends = token[:, None] == self.eos_ids
+        ends = ends.any(dim=1) if ends.shape[1] > 1 else ends[:, 0]
+        batch.alive.masked_fill_(ends | (batch.beyond >= 0), False)

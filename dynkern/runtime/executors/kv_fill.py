@@ -52,7 +52,6 @@ class KVFill:
 
     def begin_pass(self) -> None:
         """Start a pass."""
-        self.filled.zero_()
 
     def before_layer(self, layer: int, rows: Tensor, n: Tensor) -> None:
         """Called before `rows[:n]` run the layer."""
@@ -73,6 +72,9 @@ class KVFill:
 
 class ProjectFill(KVFill):
     """The skipped layer's own k/v projections of the passed-through hidden state, at once."""
+
+    def begin_pass(self) -> None:
+        self.filled.zero_()
 
     def skipped(self, layer: int, stream: ResidualStream, rows: Tensor, n: Tensor) -> None:
         x = stream.normed(rows, n, _attn_norm(self.weights.layers[layer]))
@@ -122,7 +124,7 @@ class DeferredFill(KVFill):
         return [self.waiting, self.count]
 
     def begin_pass(self) -> None:
-        super().begin_pass()
+        self.filled.zero_()
         # a row in its first pass has nothing waiting, whatever its slot's last row left
         self.count[:, :-1].mul_(self.batch.step > 1)
 
