@@ -23,6 +23,8 @@ Row = dict[str, Any]
 class Routes:
     """A planned policy that deals given routes out in turn."""
 
+    sees_prompt_state = False
+
     def __init__(self, table: list[Any]) -> None:
         self.table = table
 

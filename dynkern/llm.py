@@ -28,7 +28,7 @@ from dynkern.runtime.request import (
     RunStats,
     SamplingParams,
 )
-from dynkern.text_stream import TextStream
+from dynkern.runtime.text_stream import TextStream
 
 logger = logging.getLogger("dynkern")
 Prompt = str | Sequence[int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from dynkern import routes as route_math
 from dynkern.routes import TokenProgram
 from dynkern.runtime.prefiller import PrefilledPrompt
 from dynkern.runtime.request import PlanRequest, Policy, Request, TokenPolicy
-from dynkern.runtime.scheduler import GroupKey, PromptKey, Waiting, order_of
+from dynkern.runtime.scheduler import MOST_SAMPLED, GroupKey, PromptKey, Waiting, order_of
 
 if TYPE_CHECKING:
     from dynkern.runtime.engine import Engine, RunOptions
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
 class Intake:
     """Makes scheduler entries of requests, and plans their routes as soon as they can be known.
 
-    count: requests taken so far; mean_length: their mean K/V length half way through.
+    count: requests taken so far; mean_length: their mean K/V length half way through. planned: how
+    many of them have their route, or a token policy; known: the last of these.
     """
 
     def __init__(self, engine: Engine, options: RunOptions) -> None:
         self.engine, self.options = engine, options
-        self.count = 0
+        self.count = self.planned = 0
+        self.known: deque[Waiting] = deque(maxlen=MOST_SAMPLED)
         self._length = 0.0
         self._groups: dict[GroupKey, GroupKey] = {}
 
@@ -53,6 +56,7 @@ class Intake:
         routed = self.options.prefill == "routed"
         early = [e for e in made if routed or not getattr(e.request.policy, SEES, True)]
         self._plan([e for e in early if e.group[0] is None], {})
+        self._note([e for e in made if e.group[0] is not None])
         if routed:
             for entry in made:
                 entry.prompt = entry.request.prompt_ids, entry.bits
@@ -84,6 +88,11 @@ class Intake:
             table = route_math.check_routes(name, policy.plan(asked), len(own), num_layers)
             for entry, route, bits in zip(own, table, as_bits(table), strict=True):
                 entry.route, entry.bits = route, bits
+        self._note(entries)
+
+    def _note(self, entries: Sequence[Waiting]) -> None:
+        self.planned += len(entries)
+        self.known.extend(entries)
 
     def _asked(self, entry: Waiting, prompt: PrefilledPrompt | None) -> PlanRequest:
         return PlanRequest(

@@ -48,6 +48,11 @@ class Waiting:
     overtaken: int | None = None
 
     @property
+    def is_known(self) -> bool:
+        """Whether it has its route, or never will."""
+        return self.bits is not None or self.group[0] is not None
+
+    @property
     def layers(self) -> int:
         """Bits of the layers that it may run: every one where they are not known."""
         return (1 << self.num_layers) - 1 if self.bits is None else self.bits

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush, nlargest
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from dynkern.runtime.prefiller import PrefilledPrompt, Prefiller
 from dynkern.runtime.request import Completion, Request, RunStats, TokenEvent
 from dynkern.runtime.rows import Group, Row, new_completion
 from dynkern.runtime.scheduler import (
+    MOST_SAMPLED,
     Company,
     GroupKey,
     PromptKey,
@@ -62,7 +64,7 @@ class Session:
         self._intake = Intake(engine, options)
         schedule = "fifo" if options.schedule == "auto" else options.schedule
         self._scheduler = Scheduler(schedule, slots, options.max_wait)
-        self._judged = 0  # requests that had come when the schedule was last chosen
+        self._judged = 0  # routes that were known when the schedule was last chosen
         self.stats.schedule = schedule
         self._prompts = Prefiller(engine, options)
         self._waiting: dict[int, Waiting] = {}
@@ -256,7 +258,7 @@ class Session:
             return []
         prompts = self._prompts.prefilled(chosen, self._scheduler, self.stats)
         self._intake.plan(chosen, prompts)
-        if self._scheduler.schedule == "cohort":
+        if self.options.schedule != "fifo":
             # routes of those among whom it chooses next
             self._intake.plan(self._scheduler.pool(), self._prompts.held)
         rows = [self._place(entry, prompts[entry.prompt]) for entry in chosen]
@@ -269,12 +271,17 @@ class Session:
         return [self._book(row, tokens[row.slot]) for row in rows]
 
     def _judge(self) -> None:
-        """Choose the schedule by cost, once, and again whenever twice as many have come."""
-        if self.options.schedule != "auto" or self._intake.count < 2 * self._judged:
+        """Choose the schedule by cost, once routes are known, and again with twice as many."""
+        known = self._intake.planned
+        if self.options.schedule != "auto" or known <= self._slots or known < 2 * self._judged:
             return
-        self._judged = self._intake.count
+        self._judged = known
         cost = self.engine.decode_cost(self._slots, self._intake.mean_length)
-        name, predicted = choose_schedule(self._scheduler, self._slots, self.options.max_wait, cost)
+        sample = [e for e in islice(self._scheduler, MOST_SAMPLED) if e.is_known]
+        if len(sample) <= self._slots:
+            # policies that see prompts say little ahead: what they said of others, then
+            sample = sorted(self._intake.known, key=lambda e: e.order)
+        name, predicted = choose_schedule(sample, self._slots, self.options.max_wait, cost)
         self._scheduler.schedule = self.stats.schedule = name
         self.stats.predicted = predicted
 

@@ -209,6 +209,33 @@ def test_on_pass_hears_each_pass_and_ends_rows(llm):
     assert [count.rows for count in result.stats.passes] == [4, 4, 2, 2, 2, 1, 1, 1, 1]
 
 
+def test_on_pass_ends_rows_that_wait_too(llm):
+    requests = requests_for(llm, random_prompts(7, seed=8), ["full"] * 7, force_length=True)
+    plain = llm.engine.run(requests, RunOptions(batch_size=2)).completions
+    heard, tokens = [], []
+
+    def on_pass(events):
+        heard.append([event.request_id for event in events])
+        # one that waits, one that has ended, one that never was
+        return [4, 0, 99] if len(heard) == 13 else None
+
+    result = llm.engine.run(
+        requests, RunOptions(batch_size=2), lambda i, t: tokens.append((i, t)), on_pass
+    )
+    assert [c.request_id for c in result.completions] == list(range(7))
+    assert {c.request_id: c.stop_reason for c in result.completions} == {
+        **dict.fromkeys(range(7), "length"),
+        4: "stopped",
+    }
+    assert result.completions[4].token_ids == []
+    for before, after in zip(plain, result.completions, strict=True):
+        heard_of = [t for i, t in tokens if i == after.request_id]
+        assert heard_of == after.token_ids == ([] if after.request_id == 4 else before.token_ids)
+    # a pass for each token, and prefill's first ones
+    assert heard[:12] == [[0, 1]] * 10 + [[2, 3]] * 2 and heard[20:] == [[5, 6]] * 10
+    assert sum(map(len, heard)) == result.stats.new_tokens == 60
+
+
 def test_a_picker_of_ones_own(llm):
     made = []
 

@@ -235,6 +235,20 @@ def test_a_stop_inside_a_burst(monkeypatch, llm):
     assert len({p.rows for p in burst.stats.passes}) > 2
 
 
+def test_a_call_ends_with_a_row_only_where_another_waits(monkeypatch, llm):
+    limits = [3, 6, 6, 4]
+    requests = [
+        Request(i, (2, 9 + i), make_policy("full"), n, frozenset()) for i, n in enumerate(limits)
+    ]
+    monkeypatch.setattr(engine_module, "UNWATCHED_SECONDS", 60.0)
+    calls = counted(monkeypatch, llm)
+    waits = llm.engine.run(requests, RunOptions(3))
+    assert calls == [2, 3] and [p.rows for p in waits.stats.passes] == [3] * 5
+    together = llm.engine.run(requests, RunOptions(4))
+    assert calls[2:] == [5] and [p.rows for p in together.stats.passes] == [4, 4, 3, 2, 2]
+    assert waits.completions == together.completions
+
+
 def test_more_passes_than_one_call_reports(monkeypatch, llm):
     monkeypatch.setattr(engine_module, "UNWATCHED_SECONDS", 60.0)
     calls = counted(monkeypatch, llm)

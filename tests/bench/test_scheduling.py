@@ -1,0 +1,93 @@
+"""bench.scheduling at tiny size: static against refilled slots, fifo against cohort."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import scheduling
+from dynkern.evaluation.timing import interleave
+from support.checkpoint import save_checkpoint, save_records
+
+CASES = {
+    "static / continuous",
+    "fifo / cohort, uniform:2",
+    "fifo / cohort, bimodal 1 and 4",
+    "fifo / cohort, spread 1..4",
+    "fifo / cohort, random:2",
+}
+
+
+@pytest.fixture(autouse=True)
+def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        scheduling,
+        "interleave",
+        lambda cases, repeats: interleave(cases, repeats, min_window=0.0, limit=1e9),
+    )
+
+
+def _invoke(*arguments: str):
+    app = scheduling.typer.Typer()
+    app.command()(scheduling.main)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def _rows(folder):
+    with (folder / "scheduling.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_dry_run(tmp_path):
+    result = _invoke("--output", str(tmp_path), "--dry-run")
+    assert result.exit_code == 0, result.output
+    rows = _rows(tmp_path)
+    for batch in ("2", "3"):
+        assert {row["case"] for row in rows if row["batch"] == batch} == CASES
+    for row in rows:
+        assert row["dry_run"] == "1" and row["requests"] == "12" and row["model"] == "tiny"
+        assert row["lengths"].startswith("geometric, mean ")
+        for key in ("seconds", "speedup", "speedup_decode", "predicted_decode", "realisation"):
+            assert float(row[key]) > 0
+        assert {row["auto_roofline"], row["auto_measured"]} <= {"fifo", "cohort"}
+        mixed = "bimodal" in row["case"] or "spread" in row["case"]
+        assert (row["expected_measured"] != "") == (mixed or "random" in row["case"])
+    # fewer passes, whatever they take
+    static = [row for row in rows if row["group"] == "continuous"]
+    assert static and all(float(row["predicted_decode"]) > 1 for row in static)
+
+
+def test_natural_lengths_of_a_model_on_data(tmp_path):
+    model = save_checkpoint(tmp_path / "model", 4)
+    data = save_records(tmp_path / "data.jsonl", 7)
+    result = _invoke(
+        *("--output", str(tmp_path), "--dry-run", "--model", str(model), "--data", str(data)),
+        *("--batch", "2", "--group", "continuous", "--dtype", "float32"),
+    )
+    assert result.exit_code == 0, result.output
+    (row,) = _rows(tmp_path)
+    assert row["requests"] == "7" and row["model"] == "model"
+    assert row["lengths"].startswith("natural, mean ")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("--group", "speed", "--group: got 'speed', expected one of continuous, cohort"),
+        ("--shape", "7b", "--shape: got '7b', expected one of tiny"),
+        ("--dtype", "fp8", "--dtype: got 'fp8', expected one of float32"),
+        ("--template", "chat", "--template: got 'chat', expected one of"),
+        ("--data", "x.jsonl", "--data: got it without --model"),
+        ("--batch", "0", "--batch: got 0, expected more"),
+        ("--requests", "0", "--requests: got 0, expected more"),
+        ("--new-tokens", "3", "--new-tokens: got 3, expected more"),
+        ("--repeats", "0", "--repeats: got 0, expected more"),
+    ],
+)
+def test_bad_arguments_are_one_line(tmp_path, capfd, argument, value, message):
+    result = _invoke("--output", str(tmp_path), argument, value)
+    assert result.exit_code == 2
+    assert message in result.output + capfd.readouterr().err
+    assert not (tmp_path / "scheduling.csv").exists()
