@@ -40,6 +40,22 @@ def test_a_signal_in_the_state_is_found(head):
     assert made.about["mean_layers_on_train"] == pytest.approx(3.5, abs=0.5)
 
 
+def test_samples_bring_the_held_out_oracle_in():
+    generator = np.random.default_rng(4)
+    # alike for everybody, and each further layer brings less
+    truth = np.sqrt(np.linspace(0.04, 0.36, 5))[None, :, None]
+    quality = truth + generator.normal(0, 0.2, (200, 5, 4))
+    table = made_table(quality, states=generator.normal(0, 1, (200, 8)))
+    judged = judge(table, train(table, "ridge", "3", 0.5), 0.5, resamples=50, seed=0)
+    held_out, upper = judged.at_budget["held_out"], judged.at_budget["oracle"]
+    assert held_out["rougeL"] < upper["rougeL"] - 0.05  # all of it was noise
+    gap = judged.at_budget["held_out_minus_predictor"]
+    assert gap["rougeL"] == pytest.approx(
+        held_out["rougeL"] - judged.at_budget["predictor"]["rougeL"]
+    )
+    assert "held_out_low" in judged.curve_rows()[0]
+
+
 @pytest.mark.parametrize("head", ["ridge", "mlp"])
 def test_no_signal_gives_no_gain(head):
     generator = np.random.default_rng(2)
