@@ -15,7 +15,7 @@ from dynkern.allocation.bootstrap import RESAMPLES, interval, weights
 from dynkern.allocation.curve import one_route
 from dynkern.allocation.groups import grouped
 from dynkern.allocation.knapsack import Frontier
-from dynkern.allocation.predictor import JSON_NAME, Predictor
+from dynkern.allocation.predictor import JSON_NAME, Predictor, choose
 from dynkern.allocation.table import Table, load_table
 from dynkern.allocation.training import HEADS, split, train
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
@@ -140,8 +140,8 @@ def judge(
     prices = [price for _, price in predictor.prices]
     picked = [*range(0, len(prices), max(1, len(prices) // 60))]
     # the predictor's own price last
-    choices = [predictor.choose(predicted, prices[at]) for at in picked]
-    choices.append(predictor.choose(predicted))
+    choices = [choose(predicted, costs, prices[at]) for at in picked]
+    choices.append(predictor.choose(predicted, [table.digests[row] for row in rows]))
     oracle = Frontier(quality, costs)
     frontiers = {"oracle": [(oracle, quality)]}
     if table.quality.shape[2] > 1:
