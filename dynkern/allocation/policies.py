@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynkern import rng
 from dynkern.allocation.knapsack import Frontier
-from dynkern.allocation.predictor import Predictor, load_predictor
+from dynkern.allocation.predictor import Predictor, Price, load_predictor
 from dynkern.allocation.schema import digest_ids
 from dynkern.allocation.table import Table, load_table
 from dynkern.allocation.training import parse_budget
@@ -62,7 +62,7 @@ class Oracle(_FromRoutes):
 class Predicted(_FromRoutes):
     """Each prompt gets the route that a predictor chooses from its length and prefill state."""
 
-    def __init__(self, predictor: Predictor, price: float, spec: str) -> None:
+    def __init__(self, predictor: Predictor, price: Price, spec: str) -> None:
         super().__init__(spec, predictor.keep)
         self.predictor, self.price = predictor, price
 
@@ -70,7 +70,8 @@ class Predicted(_FromRoutes):
         """A route for each request. ValueError, one line, where the prompt's state is missing."""
         lengths = [len(request.prompt_ids) for request in requests]
         predicted = self.predictor.predict(lengths, self._states(requests))
-        places = self.predictor.choose(predicted, self.price)
+        digests = [digest_ids(request.prompt_ids) for request in requests]
+        places = self.predictor.choose(predicted, digests, self.price)
         return [self.routes[place] for place in places]
 
     def _states(self, requests: Sequence[PlanRequest]) -> NDArray[np.float64] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,25 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
+class Price:
+    """What a layer must bring: `above` for a share of the prompts, `below`, which is dearer and
+    gives fewer layers, for the others. Between two prices next to each other no single one comes to
+    the mean layers that are wanted, least of all where prompts are predicted to be alike.
+    """
+
+    below: float
+    above: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Predictor:
     """Linear layers with ReLU between them over standardised features.
 
     mean, scale: [F]. layers: (weight [out, in], bias [out]) each. costs: layers of each route, [R].
     keep: the routes. price: quality that a layer must bring, which sets the mean budget; prices:
-    (mean layers, price) pairs, rising, for other budgets. histogram: [R], how often each route was
-    chosen on the train split. about: whatever else is worth keeping, JSON-like.
+    (mean layers, price) pairs, rising in layers, for other budgets. histogram: [R], how often each
+    route was chosen on the train split. about: whatever else is worth keeping, JSON-like.
     """
 
     mean: Floats
@@ -38,7 +50,7 @@ class Predictor:
     layers: list[tuple[Floats, Floats]]
     costs: Floats
     keep: tuple[tuple[bool, ...], ...]
-    price: float
+    price: Price
     prices: list[tuple[float, float]]
     histogram: Floats
     about: dict[str, Any] = field(default_factory=dict)
@@ -60,20 +72,29 @@ class Predictor:
             x = (np.maximum(x, 0.0) if place else x) @ weight.T + bias
         return x
 
-    def choose(self, predicted: Floats, price: float | None = None) -> NDArray[np.int64]:
-        """Routes [N], the cheapest of equally good ones."""
-        return choose(predicted, self.costs, self.price if price is None else price)
+    def choose(
+        self, predicted: Floats, digests: Sequence[str], price: Price | None = None
+    ) -> NDArray[np.int64]:
+        """Routes [N] for predicted [N, R], the cheapest of equally good ones; the prompts' digests
+        say who belongs to the share.
+        """
+        return choose_mixed(predicted, self.costs, digests, price or self.price)
 
-    def price_at(self, mean_layers: float) -> float:
-        """The price that gave a mean number of layers on the train split, or just less."""
-        fitting = [price for budget, price in self.prices if budget <= mean_layers + 1e-9]
-        if not fitting:
-            least = self.prices[0][0]
+    def price_at(self, mean_layers: float) -> Price:
+        """The price that gave a mean number of layers on the train split. ValueError below the
+        cheapest route.
+        """
+        least, most = self.prices[0][0], self.prices[-1][0]
+        if mean_layers < least - 1e-9:
             raise ValueError(
                 f"budget: got {mean_layers:g} layers on average, expected {least:g} to "
                 f"{self.num_layers}"
             )
-        return fitting[-1]
+        if mean_layers >= most:
+            return Price(self.prices[-1][1], self.prices[-1][1], 0.0)
+        at = max(i for i, (layers, _) in enumerate(self.prices) if layers <= mean_layers + 1e-9)
+        (low, below), (high, above) = self.prices[at], self.prices[at + 1]
+        return Price(below, above, max(0.0, (mean_layers - low) / (high - low)))
 
     def save(self, folder: Path) -> None:
         """Write predictor.json and predictor.safetensors into a folder; nothing is pickled."""
@@ -88,7 +109,7 @@ class Predictor:
             "version": VERSION,
             "routes": ["".join("01"[bit] for bit in route) for route in self.keep],
             "layers": len(self.layers),
-            "price": self.price,
+            "price": asdict(self.price),
             "prices": self.prices,
             "about": self.about,
         }
@@ -123,7 +144,7 @@ def load_predictor(path: str | Path) -> Predictor:
             ],
             costs=np.array([sum(route) for route in keep], dtype=np.float64),
             keep=keep,
-            price=float(value["price"]),
+            price=Price(**{key: float(number) for key, number in value["price"].items()}),
             prices=[(float(budget), float(price)) for budget, price in value["prices"]],
             histogram=tensors["histogram"],
             about=value["about"],
@@ -131,7 +152,15 @@ def load_predictor(path: str | Path) -> Predictor:
         made.predict([1], np.zeros((1, made.state_size)))
         if len(made.histogram) != len(keep) or made.layers[-1][0].shape[0] != len(keep):
             raise ValueError("its parts do not fit each other")
-    except (ValueError, KeyError, TypeError, IndexError, SafetensorError, OSError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        SafetensorError,
+        OSError,
+    ) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
         raise ValueError(
             f"predictor: {folder} is damaged or no predictor ({reason}); train it anew"
@@ -157,3 +186,12 @@ def choose(predicted: Floats, costs: Floats, price: float) -> NDArray[np.int64]:
     """argmax over routes of predicted [N, R] - price * costs [R]; the cheapest of equal ones."""
     order = np.argsort(costs, kind="stable")
     return order[np.argmax((predicted - price * costs)[:, order], axis=1)]
+
+
+def choose_mixed(
+    predicted: Floats, costs: Floats, digests: Sequence[str], price: Price
+) -> NDArray[np.int64]:
+    """`choose` at one of two prices for each prompt, by digits of its digest that split nothing."""
+    draws = np.array([int(digest[24:32], 16) / 2**32 for digest in digests])
+    below, above = (choose(predicted, costs, value) for value in (price.below, price.above))
+    return np.where(draws < price.share, above, below)

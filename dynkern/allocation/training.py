@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dynkern.allocation.knapsack import Frontier
-from dynkern.allocation.predictor import Floats, Predictor, choose, features
+from dynkern.allocation.predictor import Floats, Predictor, Price, choose, features
 from dynkern.allocation.table import Table
 
 HEADS = ("ridge", "mlp")
@@ -78,32 +79,29 @@ def train(table: Table, head: str, budget: str, train_share: float, seed: int = 
     kept = [digest for digest, here in zip(table.digests, mine, strict=True) if here]
     folds = np.array([int(digest[8:16], 16) % FOLDS for digest in kept])
     unseen, layers, chosen = (_ridge if head == "ridge" else _mlp)(x, gain, folds, seed)
+    for fold in np.unique(folds):
+        # folds differ in their level, which a price would take for a difference between prompts
+        unseen[folds == fold] += gain.mean(axis=0) - unseen[folds == fold].mean(axis=0)
     prices = _prices(unseen, costs)
-    if wanted is None:
-        price, reached = _equal_price(unseen, quality, costs, prices)
-    else:
-        price, reached = None, True
     made = Predictor(
         mean,
         np.where(scale > 1e-12, scale, 1.0),
         layers,
         costs,
         table.routes.keep,
-        0.0,
+        Price(0.0, 0.0, 0.0),
         prices,
         np.zeros(len(costs)),
     )
-    price = made.price_at(wanted) if price is None and wanted is not None else price
-    taken = choose(unseen, costs, float(price))
-    return Predictor(
-        made.mean,
-        made.scale,
-        layers,
-        costs,
-        table.routes.keep,
-        float(price),
-        prices,
-        np.bincount(taken, minlength=len(costs)) / len(taken),
+    if wanted is None:
+        price, reached = _equal_price(unseen, quality, costs, prices)
+    else:
+        price, reached = made.price_at(wanted), True
+    taken = made.choose(unseen, kept, price)
+    return replace(
+        made,
+        price=price,
+        histogram=np.bincount(taken, minlength=len(costs)) / len(taken),
         about={
             "head": head,
             "chosen_by_cross_validation": chosen,
@@ -136,7 +134,7 @@ def _prices(predicted: Floats, costs: Floats) -> list[tuple[float, float]]:
 
 def _equal_price(
     predicted: Floats, quality: Floats, costs: Floats, prices: list[tuple[float, float]]
-) -> tuple[float, bool]:
+) -> tuple[Price, bool]:
     """The price of the fewest layers that are as good as full depth, and whether any are; else the
     price that comes out best.
     """
@@ -145,9 +143,9 @@ def _equal_price(
     for _, price in prices:
         reached = float(quality[every, choose(predicted, costs, price)].mean())
         if reached >= full - 1e-12:
-            return price, True
+            return Price(price, price, 0.0), True
         best = max(best, (reached, price))
-    return best[1], False
+    return Price(best[1], best[1], 0.0), False
 
 
 def _ridge(

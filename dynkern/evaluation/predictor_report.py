@@ -15,7 +15,7 @@ from dynkern.allocation.bootstrap import RESAMPLES, interval, weights
 from dynkern.allocation.curve import one_route
 from dynkern.allocation.groups import grouped
 from dynkern.allocation.knapsack import Frontier
-from dynkern.allocation.predictor import JSON_NAME, Predictor
+from dynkern.allocation.predictor import JSON_NAME, Predictor, choose
 from dynkern.allocation.table import Table, load_table
 from dynkern.allocation.training import HEADS, split, train
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
@@ -25,8 +25,14 @@ from dynkern.routes import check_choice
 
 Floats = NDArray[np.float64]
 
-WAYS = ("oracle", "predictor", "histogram", "one_route")
-GAPS = (("oracle", "predictor"), ("predictor", "histogram"), ("predictor", "one_route"))
+# held_out only where the table has several samples
+WAYS = ("oracle", "held_out", "predictor", "histogram", "one_route")
+GAPS = (
+    ("oracle", "predictor"),
+    ("held_out", "predictor"),
+    ("predictor", "histogram"),
+    ("predictor", "one_route"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def run_training(config: PredictorConfig, console: Console) -> Path:
     )
     full = judged.at_budget["full"]
     figure = draw_allocation(
-        {way: judged.curves[way] for way in WAYS},
+        judged.curves,
         (full["rougeL"], *full["ci"]),
         table.routes.budgets,
         judged.shares,
@@ -93,9 +99,9 @@ def run_training(config: PredictorConfig, console: Console) -> Path:
 class Judged:
     """What a predictor is worth on the prompts `rows`. quality: theirs, [T, R].
 
-    curves: for each of WAYS "mean_layers" and "quality" [G] and "ci" [2, G], all at the mean layers
-    that the predictor came to at G prices; gaps: differences alike. at_budget: the same at the
-    predictor's own price. choices, shares: routes [T] and their shares [R] there.
+    curves: for each way of WAYS "mean_layers" and "quality" [G] and "ci" [2, G], all at the mean
+    layers that the predictor came to at G prices; gaps: differences alike. at_budget: the same
+    at the predictor's own price. choices, shares: routes [T] and their shares [R] there.
     """
 
     rows: NDArray[np.int64]
@@ -134,14 +140,19 @@ def judge(
     prices = [price for _, price in predictor.prices]
     picked = [*range(0, len(prices), max(1, len(prices) // 60))]
     # the predictor's own price last
-    choices = [predictor.choose(predicted, prices[at]) for at in picked]
-    choices.append(predictor.choose(predicted))
+    choices = [choose(predicted, costs, prices[at]) for at in picked]
+    choices.append(predictor.choose(predicted, [table.digests[row] for row in rows]))
     oracle = Frontier(quality, costs)
+    frontiers = {"oracle": [(oracle, quality)]}
+    if table.quality.shape[2] > 1:
+        first, second = (table.quality[rows, :, part::2].mean(axis=2) for part in (0, 1))
+        pairs = ((first, second), (second, first))
+        frontiers["held_out"] = [(Frontier(chosen, costs), scores) for chosen, scores in pairs]
     even = np.full((1, len(rows)), 1.0 / len(rows))
-    at_point = _values(even, quality, costs, oracle, choices)
+    at_point = _values(even, quality, costs, frontiers, choices)
     point = {name: values[0] for name, values in at_point.items()}
     draws = [
-        _values(weight, quality, costs, oracle, choices)
+        _values(weight, quality, costs, frontiers, choices)
         for weight in weights(len(rows), resamples, seed)
     ]
     spread = {name: interval(np.concatenate([draw[name] for draw in draws])) for name in point}
@@ -156,9 +167,11 @@ def judge(
 
     mine = choices[-1]
     mean_layers = float(point["layers"][-1])
+    ways = [name for name in WAYS if name in point]
+    gaps = [_gap_name(pair) for pair in GAPS if pair[0] in point]
     at_budget = {
         name: {"rougeL": float(point[name][-1]), "ci": spread[name][:, -1].tolist()}
-        for name in (*WAYS, "full", *map(_gap_name, GAPS))
+        for name in ("full", *ways, *gaps)
     }
     at_budget["predictor"]["mean_layers_ci"] = spread["layers"][:, -1].tolist()
     best = oracle.at(max(mean_layers, oracle.least_cost)).choice
@@ -167,8 +180,8 @@ def judge(
         rows,
         quality,
         mean_layers,
-        {name: curve(name) for name in WAYS},
-        {_gap_name(pair): curve(_gap_name(pair)) for pair in GAPS},
+        {name: curve(name) for name in ways},
+        {name: curve(name) for name in gaps},
         at_budget,
         both,
         {
@@ -186,7 +199,7 @@ def _values(
     weight: Floats,
     quality: Floats,
     costs: Floats,
-    oracle: Frontier,
+    frontiers: dict[str, list[tuple[Frontier, Floats]]],
     choices: list[NDArray[np.int64]],
 ) -> dict[str, Floats]:
     """Every way at the mean layers that each of G choices comes to, [b, G] each.
@@ -206,18 +219,27 @@ def _values(
     }
     best = [one_route(costs, mean, at) for mean, at in zip(means, layers, strict=True)]
     found["one_route"] = np.stack(best)
-    start = weight @ np.stack(
-        [oracle.costs[every, oracle.start], quality[every, oracle.start]], axis=1
-    )
+    for name, ways in frontiers.items():
+        found[name] = np.mean([_along(weight, *way, layers) for way in ways], axis=0)
+    return found | {
+        _gap_name(pair): found[pair[0]] - found[pair[1]] for pair in GAPS if pair[0] in found
+    }
+
+
+def _along(weight: Floats, frontier: Frontier, scores: Floats, layers: Floats) -> Floats:
+    """What a frontier's choices are worth by `scores` [T, R] within mean layers [b, G], under
+    weights [b, T].
+    """
+    base, gain = frontier.scored(scores)
+    cheapest = frontier.costs[np.arange(frontier.count), frontier.start]
     reached = []
-    for row, (cost, value), wanted in zip(weight, start, layers, strict=True):
-        drawn = row[oracle.sequence]
-        spent = np.concatenate([[cost], cost + np.cumsum(drawn * oracle.price)])
-        gained = np.concatenate([[value], value + np.cumsum(drawn * oracle.gain)])
+    for row, wanted in zip(weight, layers, strict=True):
+        drawn = row[frontier.sequence]
+        spent = np.concatenate([[0.0], np.cumsum(drawn * frontier.price)]) + row @ cheapest
+        gained = np.concatenate([[0.0], np.cumsum(drawn * gain)]) + row @ base
         at = np.searchsorted(spent, wanted + 1e-9, side="right") - 1
         reached.append(gained[np.maximum(at, 0)])
-    found["oracle"] = np.stack(reached)
-    return found | {_gap_name(pair): found[pair[0]] - found[pair[1]] for pair in GAPS}
+    return np.stack(reached)
 
 
 def _print(console: Console, judged: Judged, predictor: Predictor) -> None:
@@ -225,8 +247,7 @@ def _print(console: Console, judged: Judged, predictor: Predictor) -> None:
     grid.add_column(f"{len(judged.rows)} unseen prompts, {judged.mean_layers:.2f} mean layers")
     grid.add_column("ROUGE-L", justify="right")
     grid.add_column("95 % interval", justify="right")
-    for name in ("full", *WAYS, *map(_gap_name, GAPS)):
-        point = judged.at_budget[name]
+    for name, point in judged.at_budget.items():
         low, high = point["ci"]
         label = LABELS.get(name, name.replace("_minus_", " - ").replace("_", " "))
         grid.add_row(label, f"{point['rougeL']:.4f}", f"{low:.4f} to {high:.4f}")

@@ -13,6 +13,10 @@ from dynkern.evaluation.predictor_report import judge
 from support.tables import made_table
 
 
+def unseen_digests(table, unseen):
+    return [digest for digest, here in zip(table.digests, unseen, strict=True) if here]
+
+
 def learnable(count: int = 300, layers: int = 6, states: int = 8, noise: float = 0.02):
     """A table in which the first number of a prompt's state says whether depth helps."""
     generator = np.random.default_rng(0)
@@ -30,7 +34,7 @@ def test_a_signal_in_the_state_is_found(head):
     made = train(table, head, "3.5", 0.7)
     unseen = ~split(table.digests, 0.7)
     predicted = made.predict(table.prompt_tokens[unseen].tolist(), table.states[unseen])
-    layers = table.costs[made.choose(predicted)]
+    layers = table.costs[made.choose(predicted, unseen_digests(table, unseen))]
     assert layers[hard[unseen]].mean() > 5 and layers[~hard[unseen]].mean() < 2
     judged = judge(table, made, 0.7, resamples=100, seed=0)
     at = judged.at_budget
@@ -38,6 +42,22 @@ def test_a_signal_in_the_state_is_found(head):
     assert at["predictor_minus_one_route"]["ci"][0] > 0
     assert at["oracle"]["rougeL"] >= at["predictor"]["rougeL"] - 1e-9
     assert made.about["mean_layers_on_train"] == pytest.approx(3.5, abs=0.5)
+
+
+def test_samples_bring_the_held_out_oracle_in():
+    generator = np.random.default_rng(4)
+    # alike for everybody, and each further layer brings less
+    truth = np.sqrt(np.linspace(0.04, 0.36, 5))[None, :, None]
+    quality = truth + generator.normal(0, 0.2, (200, 5, 4))
+    table = made_table(quality, states=generator.normal(0, 1, (200, 8)))
+    judged = judge(table, train(table, "ridge", "3", 0.5), 0.5, resamples=50, seed=0)
+    held_out, upper = judged.at_budget["held_out"], judged.at_budget["oracle"]
+    assert held_out["rougeL"] < upper["rougeL"] - 0.05  # all of it was noise
+    gap = judged.at_budget["held_out_minus_predictor"]
+    assert gap["rougeL"] == pytest.approx(
+        held_out["rougeL"] - judged.at_budget["predictor"]["rougeL"]
+    )
+    assert "held_out_low" in judged.curve_rows()[0]
 
 
 @pytest.mark.parametrize("head", ["ridge", "mlp"])
@@ -58,11 +78,25 @@ def test_budgets_move_with_the_price():
     unseen = ~split(table.digests, 0.7)
     predicted = made.predict(table.prompt_tokens[unseen].tolist(), table.states[unseen])
     layers = [
-        table.costs[made.choose(predicted, made.price_at(budget))].mean() for budget in (1, 2.5, 4)
+        table.costs[
+            made.choose(predicted, unseen_digests(table, unseen), made.price_at(budget))
+        ].mean()
+        for budget in (1, 2.5, 4)
     ]
     assert layers == sorted(layers) and layers[0] == 1.0
     with pytest.raises(ValueError, match="budget: got 0.5 layers on average, expected 1 to 6"):
         made.price_at(0.5)
+
+
+def test_a_budget_is_met_where_prompts_are_alike():
+    # quality grows by the same with every layer: no single price stops halfway
+    generator = np.random.default_rng(6)
+    quality = np.linspace(0.2, 0.6, 5) + generator.normal(0, 0.1, (600, 5))
+    table = made_table(quality[..., None], states=generator.normal(0, 1, (600, 4)))
+    for wanted in ("2", "3", "0.9"):
+        judged = judge(table, train(table, "ridge", wanted, 0.5), 0.5, resamples=5, seed=0)
+        mean = parse_budget(wanted, 5)
+        assert judged.mean_layers == pytest.approx(mean, abs=0.5)
 
 
 def test_the_cheapest_of_equally_good_routes():
@@ -113,6 +147,7 @@ def test_a_table_without_states_leaves_the_lengths():
         lambda folder: _change(folder, "routes", ["100000"]),
         lambda folder: _change(folder, "layers", 3),
         lambda folder: _change(folder, "prices", 3),
+        lambda folder: _change(folder, "price", 3.0),
     ],
 )
 def test_damaged_predictors(tmp_path, harm):

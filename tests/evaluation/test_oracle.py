@@ -247,10 +247,16 @@ def test_a_run_goes_on_from_leftover_shards(place, whole, tmp_path, monkeypatch)
     assert dump(output / FILE_NAME) == dump(whole / FILE_NAME)
 
 
-def test_samples_and_the_held_out_oracle(place, tmp_path):
-    run_oracle(
-        config(place, tmp_path, samples=4, temperature=1.0, budgets="1,3", losses=False, seed=3)
-    )
+def test_samples_and_the_held_out_oracle(place, tmp_path, monkeypatch):
+    more = {"samples": 4, "temperature": 1.0, "budgets": "1,3", "losses": False, "seed": 3}
+    run_oracle(config(place, tmp_path, **more))
+    # draws hang on the row's place alone: an interrupted run comes to the same
+    monkeypatch.setattr(oracle, "Team", lambda: OneOfTwo(0))
+    with pytest.raises(ValueError, match="ended early"):
+        run_oracle(config(place, tmp_path / "again", **more))
+    monkeypatch.undo()
+    run_oracle(config(place, tmp_path / "again", resume=True, **more))
+    assert dump(tmp_path / "again" / FILE_NAME) == dump(tmp_path / FILE_NAME)
     table = load_table(tmp_path)
     assert table.quality.shape == (COUNT, 3, 4) and table.routes.names == ("1", "3", "4")
     assert np.isnan(table.loss).all()
