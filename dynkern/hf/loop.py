@@ -203,6 +203,9 @@ class _Steps:
     def next_tokens(self, live: Tensor, logits: Tensor) -> Tensor:
         """int64 [B] from float [C, V], the logits of rows live: int64 [C]."""
         rows, device = len(self.input_ids), self.input_ids.device
+        expected = int(self.unfinished.sum()) if self.pads else rows
+        if len(live) != expected:
+            raise RuntimeError(f"a pass over {len(live)} rows, expected all {expected} in step")
         # a caller's code meets ordinary tensors
         with torch.inference_mode(False), torch.no_grad():
             whole = torch.zeros(rows, logits.shape[1], device=device)
