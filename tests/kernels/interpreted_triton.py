@@ -14,6 +14,7 @@ from dynkern import rng
 from dynkern.kernels.invariance import batch_invariant
 from dynkern.kernels.triton import common, tuning
 from dynkern.kernels.triton.sample import philox, uniforms
+from dynkern.llm import LLM
 from dynkern.ops import (
     lm_head_argmax,
     ragged_attention_decode,
@@ -24,6 +25,9 @@ from dynkern.ops import (
     sample,
     use_backend,
 )
+from dynkern.runtime.engine import Engine
+from support.graphs import on_graphs
+from support.opt import random_prompts, save_opt
 
 I32 = torch.int32
 
@@ -251,3 +255,19 @@ def test_prompts_attend_the_same_alone_and_packed():
             alone = [t[start:end].contiguous() for t in (q, k, v)]
             one = torch.tensor([0, end - start], dtype=I32)
             assert torch.equal(ragged_attention_prefill(*alone, one, 0.25), packed[start:end])
+
+
+@pytest.mark.parametrize(
+    "spec", ["random:2", "uniform:2", "stochastic:0.5", "confidence:margin=0.3"]
+)
+def test_captured_passes_on_these_kernels_pick_the_reference_s_tokens(tmp_path, spec):
+    save_opt(tmp_path, num_hidden_layers=3, vocab_size=101)
+    prompts = random_prompts(2, seed=2, longest=4, vocab_size=101)
+    options = {"max_new_tokens": 4, "seed": 3, "force_length": True, "kv_fill": "deferred"}
+    want = LLM(tmp_path, backend="reference").generate(prompts, spec, **options)
+    llm = LLM(tmp_path, backend="reference")
+    llm.engine = Engine(llm.spec, llm.engine.weights, "triton")
+    executor = on_graphs(llm)
+    got = llm.generate(prompts, spec, **options)
+    assert executor.replays == 3
+    assert [(c.token_ids, c.layers_run) for c in got] == [(c.token_ids, c.layers_run) for c in want]

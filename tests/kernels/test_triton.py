@@ -25,7 +25,7 @@ SMALL = "triton and agrees and (float32 or bfloat16)"
 RUNS = {
     "samples": ([AGREEMENT, "-k", "triton"], 50),
     "small tiles": (["-p", "support.small_tiles", AGREEMENT, "-k", SMALL], 26),
-    "special": (["tests/kernels/interpreted_triton.py"], 44),
+    "special": (["tests/kernels/interpreted_triton.py"], 49),
 }
 
 
