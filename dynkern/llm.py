@@ -72,7 +72,9 @@ class LLM:
         self.path = resolve_model(model)
         config = read_config(self.path)
         self.spec = spec_from_config(config)
-        stored = config.get("dtype") or config.get("torch_dtype")
+        stored = config.get("dtype", config.get("torch_dtype"))
+        if stored is not None and not isinstance(stored, str):
+            raise ValueError(f"model: config.json's dtype is {shown(stored)}, expected a name")
         storage = choose_storage(dtype, stored, self.device, backend)
         self.dtype = DTYPES[storage.dtype]
         with Checkpoint(self.path) as tensors:
@@ -223,6 +225,7 @@ class LLM:
         if isinstance(prompts, Mapping) or not hasattr(prompts, "__len__"):
             raise ValueError(f"prompts: got {shown(prompts)}, expected a list of prompts")
         check_flag("force_length", force_length)
+        check_integer("max_new_tokens", max_new_tokens, 1)
         if sampling is not None and not isinstance(sampling, SamplingParams):
             raise ValueError(f"sampling: got {shown(sampling)}, expected SamplingParams or None")
         ids = _request_ids(request_ids, len(prompts))
