@@ -57,7 +57,8 @@ def append_whole(path: str | Path, content: bytes, argument: str = "output") -> 
             try:
                 write_all(file, content)
             except BaseException:
-                file.truncate(before)
+                with suppress(OSError):  # a device has no length
+                    file.truncate(before)
                 raise
 
 

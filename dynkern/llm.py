@@ -77,7 +77,9 @@ class LLM:
         self.path = resolve_model(model)
         config = read_config(self.path)
         self.spec = spec_from_config(config)
-        stored = config.get("dtype") or config.get("torch_dtype")
+        stored = config.get("dtype", config.get("torch_dtype"))
+        if stored is not None and not isinstance(stored, str):
+            raise ValueError(f"model: config.json's dtype is {shown(stored)}, expected a name")
         storage = choose_storage(dtype, stored, self.device, backend)
         self.dtype = DTYPES[storage.dtype]
         with Checkpoint(self.path) as tensors:
@@ -273,6 +275,8 @@ class LLM:
         ids, limits, samplings, dues = (
             _one_each(name, given, count) for name, given in columns.items()
         )
+        for limit in limits:
+            check_integer("max_new_tokens", limit, 1)
         for chosen in samplings:
             if not isinstance(chosen, SamplingParams):
                 raise ValueError(f"sampling: got {shown(chosen)}, expected SamplingParams or None")

@@ -51,7 +51,8 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     for key, default in _DEFAULTS.items():
         if isinstance(default, bool):
             check_flag(f"model: config.json's {key}", options[key])
-    embed_size = config.get("word_embed_proj_dim") or config["hidden_size"]
+    embed_size = config.get("word_embed_proj_dim")
+    embed_size = config["hidden_size"] if embed_size is None else embed_size
     check_integer("model: config.json's word_embed_proj_dim", embed_size, 1)
     if options["activation_function"] not in ("relu", "gelu"):
         raise ValueError(
@@ -86,7 +87,7 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
 
 def _token_id(options: Mapping[str, Any], key: str) -> int:
     value = options[key]
-    if isinstance(value, list) and value:
+    if isinstance(value, list) and value and key == "eos_token_id":
         value = value[0]
     if value is None:
         return _DEFAULTS[key]

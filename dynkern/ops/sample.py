@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynkern.arguments import check_sampling
+from dynkern.arguments import check_integer, check_sampling
 from dynkern.kernels import native
 from dynkern.kernels.cpu import sample as cpu
 from dynkern.kernels.reference.sample import sample as reference
@@ -60,10 +60,13 @@ def sample(
     most probable tokens whose mass reaches top_p. temperature 0 is greedy.
 
     logits: [B, V]. history: int64 [B, T] of token ids seen, -1 where nothing stands, or None.
-    request, step: int64 [B], the counters of the draw. Returns int64 [B]. Gumbel-max needs no
-    ordered sum, so a draw is the same alone and in any batch. Raises ValueError on shapes, dtypes
-    and parameters out of range.
+    request, step: int64 [B], the counters of the draw. seed: 0 to 2**64 - 1. Returns
+    int64 [B]. Gumbel-max needs no ordered sum, so a draw is the same alone and in any batch.
+    Raises ValueError on shapes, dtypes and parameters out of range.
     """
+    check_integer("seed", seed, 0, (1 << 64) - 1, "an integer from 0 to 2**64 - 1")
+    # a schema's int has a sign: kernels take the upper half of the seeds as negative numbers
+    seed -= (seed >> 63) << 64
     return _op.torch_op(
         logits, history, request, step, seed, temperature, top_k, top_p, repetition_penalty
     )

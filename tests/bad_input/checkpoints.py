@@ -153,6 +153,9 @@ CONFIG = [
     case(config(do_layer_norm_before=2), "2", "True or False"),
     case(config(eos_token_id="</s>"), "'</s>'", "an integer"),
     case(config(bos_token_id=1.5), "1.5", "an integer"),
+    case(config(bos_token_id=[2]), "[2]", "an integer"),
+    case(config(word_embed_proj_dim=[]), "[]", "an integer"),
+    case(config(dtype=["float32"]), "['float32']", "a name"),
 ]
 
 SHAPES = [

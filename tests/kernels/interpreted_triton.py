@@ -110,11 +110,11 @@ def test_cuts_through_ties_are_those_of_the_reference(top_k, top_p, dtype):
         assert torch.equal(token, sample(*args))
 
 
-def test_a_negative_seed_is_refused_in_one_line():
-    row, zero = torch.zeros(1, 8), torch.zeros(1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="^seed: got -1, expected an integer from 0"):
-        sample(row, None, zero, zero, -1)
-    assert sample(row, None, zero, zero, -1, 0.0) == 0  # a greedy choice draws nothing
+def test_the_upper_half_of_the_seeds_comes_as_negative_numbers():
+    request = torch.arange(16)
+    draw = rng.vocabulary_uniforms(2**64 - 5, request, request, 40)
+    got = sample(torch.zeros(16, 40), None, request, request, -5, 1.0, 0, 1.0, 1.0)
+    assert torch.equal(got, (-(-draw.log()).log()).argmax(dim=-1))
 
 
 @pytest.mark.parametrize("activation", ["none", "relu"])

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dynkern import rng, use_backend
 from dynkern.ops import sample
+from support.errors import one_line_error
 
 ZERO = torch.zeros(1, dtype=torch.int64)
 
@@ -154,3 +156,21 @@ def test_penalised_logits_are_drawn_from_at_their_temperature():
     chance = torch.tensor([math.exp(z / 0.7) for z in penalised], dtype=torch.float64)
     # 13.8 is exceeded once in a thousand seeds with 2 degrees of freedom
     assert chi_square(token, chance / chance.sum()) < 13.8
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_every_seed_is_a_key_of_its_own(seed, backend):
+    rows, vocab_size = 64, 131
+    request = torch.arange(rows)
+    with use_backend(backend):
+        got = sample(torch.zeros(rows, vocab_size), None, request, request, seed)
+    draw = rng.vocabulary_uniforms(seed, request, request, vocab_size)
+    assert torch.equal(got, (-(-draw.log()).log()).argmax(dim=-1))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5])
+def test_what_is_no_seed(seed):
+    rows = torch.zeros(2, dtype=torch.int64)
+    with one_line_error(ValueError, "^seed: got .*, expected an integer from 0 to"):
+        sample(torch.zeros(2, 9), None, rows, rows, seed)

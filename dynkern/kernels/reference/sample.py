@@ -44,5 +44,5 @@ def sample(
         beyond = chance.cumsum(dim=-1) - chance >= top_p
         mask = torch.zeros_like(beyond).scatter(1, order, beyond)
         scores = scores.masked_fill(mask, float("-inf"))
-    draw = rng.vocabulary_uniforms(seed, request, step, scores.shape[1])
+    draw = rng.vocabulary_uniforms(seed % (1 << 64), request, step, scores.shape[1])
     return (scores - (-draw.log()).log()).argmax(dim=-1)

@@ -284,8 +284,6 @@ def sample(
         width = min(1024, block(max(length, 1), 16))
         launch(_mark_seen, grid, history, seen, length, vocab, history.stride(0), BLOCK=width)
     is_greedy = temperature == 0.0
-    if not is_greedy and seed < 0:
-        raise ValueError(f"seed: got {seed}, expected an integer from 0 to 2**64 - 1")
     has_top_k = not is_greedy and 0 < top_k < vocab
     has_top_p = not is_greedy and top_p < 1.0
     width = min(_BLOCK, block(vocab, 16))
@@ -299,7 +297,7 @@ def sample(
         _sample,
         (rows,),
         *(logits, seen, ranked, request.contiguous(), step.contiguous(), token),
-        *(vocab, logits.stride(0), seed & 0xFFFFFFFF, seed >> 32),
+        *(vocab, logits.stride(0), seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF),
         *(softened[0], float(top_p), softened[1], top_k),
         GREEDY=is_greedy,
         TOP_K=has_top_k,
