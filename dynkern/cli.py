@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dynkern.commands.finetune import finetune
+
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
 
@@ -19,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.command()(finetune)
 
 Model = Annotated[str, typer.Option(help="Checkpoint directory or hub id.")]
 Backend = Annotated[str, typer.Option(help="auto, reference, cpu, triton or cuda.")]

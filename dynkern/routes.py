@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -144,15 +144,17 @@ class TokenProgram:
     kind "confidence": after each layer of `exit_layers` a row whose `measure` reaches `threshold`
     leaves; measure is "top_prob", "margin" (top-2 difference of probabilities) or "cosine"
     (similarity of the hidden states before and after that layer). CALM, arXiv 2207.07061, sec. 3.
+    kind "controller": `gates`, a controller_file.GateStack, decide ahead of each layer.
     """
 
-    kind: Literal["bernoulli", "subset", "confidence"]
+    kind: Literal["bernoulli", "subset", "confidence", "controller"]
     probability: tuple[float, ...] = ()
     budget: int = 0
     force_first: bool = False
     measure: Literal["top_prob", "margin", "cosine"] = "top_prob"
     threshold: float = 1.0
     exit_layers: tuple[int, ...] = field(default=())
+    gates: Any = None
 
     def draw(self, seed: int, request: Tensor, token: Tensor, num_layers: int) -> Tensor:
         """Keep bits [num_layers, B] of one pass; only for kinds that look at no hidden state."""

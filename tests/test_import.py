@@ -18,6 +18,7 @@ PACKAGE = Path(dynkern.__file__).parent
 ORDER = [
     ["__main__"],
     ["cli"],
+    ["commands"],
     ["evaluation"],
     ["training"],
     ["hf"],
@@ -28,7 +29,8 @@ ORDER = [
     ["models"],
     ["ops"],
     ["kernels"],
-    ["cost", "routes", "rng", "data", "machine", "assets", "_version"],
+    ["cost", "routes", "rng", "data", "controller_file", "machine", "assets", "_version"],
+    ["files"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

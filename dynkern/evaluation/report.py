@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dynkern.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,7 +56,7 @@ def write_results(path: str | Path, meta: Mapping[str, Any], runs: Sequence[Run]
             raise ValueError(f"runs: got no policy in run {place}, expected one in each")
     rows = [{**dict.fromkeys(RUN_KEYS), **run} for run in runs]
     content = json.dumps(_plain({"meta": meta, "runs": rows}), indent=2, allow_nan=False) + "\n"
-    _write_atomically(Path(path), lambda part: part.write_text(content, encoding="utf-8"))
+    write_atomically(Path(path), lambda part: part.write_text(content, encoding="utf-8"))
 
 
 def _plain(value: Any) -> Any:
@@ -73,20 +73,6 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(part)
-        with open(part, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
-
-
 def plot_curve(runs: Sequence[Run], path: str | Path, title: str | None = None) -> None:
     """Draw ROUGE-L against seconds and against layers (`curve.draw_curve`) into a PNG, whole or
     not at all. ValueError without runs.
@@ -94,7 +80,7 @@ def plot_curve(runs: Sequence[Run], path: str | Path, title: str | None = None) 
     from dynkern.evaluation.curve import draw_curve
 
     figure = draw_curve(runs, title)
-    _write_atomically(Path(path), lambda part: figure.savefig(part, format="png"))
+    write_atomically(Path(path), lambda part: figure.savefig(part, format="png"))
 
 
 def print_table(

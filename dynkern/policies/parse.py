@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dynkern.policies.controller import load_controller
 from dynkern.policies.planned import EarlyExit, Full, Random, Uniform, UniformEven
 from dynkern.policies.token import MEASURES, Confidence, RandomStep, Stochastic
 
@@ -17,6 +18,7 @@ _FORMS = {
     "early_exit": "early_exit:E",
     "stochastic": "stochastic:P",
     "confidence": "confidence:top_prob|margin|cosine=X[,exits=A+B+…]",
+    "controller": "controller:PATH[,sample=1]",
 }
 
 
@@ -84,6 +86,15 @@ def _confidence(arguments: list[str]) -> Confidence:
     return Confidence(measure, _number(threshold, float), layers)
 
 
+def _controller(arguments: list[str]) -> Any:
+    sampled = arguments[-1:] == ["sample=1"]
+    # a path may hold commas
+    path = ",".join(arguments[:-1] if arguments[-1:] in (["sample=0"], ["sample=1"]) else arguments)
+    if not path:
+        raise _Malformed
+    return load_controller(path, sampled)
+
+
 _BUILDERS: dict[str, Callable[[list[str]], Any]] = {
     "full": _full,
     "uniform": _single(Uniform, int),
@@ -93,4 +104,5 @@ _BUILDERS: dict[str, Callable[[list[str]], Any]] = {
     "early_exit": _single(EarlyExit, int),
     "stochastic": _single(Stochastic, float),
     "confidence": _confidence,
+    "controller": _controller,
 }

@@ -19,6 +19,7 @@ from dynkern.ops import (
     route_compact,
 )
 from dynkern.runtime.batch import DecodeBatch, PassLimits, PassResult, PrefillResult
+from dynkern.runtime.executors.gates import PassGates
 from dynkern.runtime.executors.kv_fill import KVFill, make_kv_fill
 from dynkern.runtime.executors.stream import ResidualStream
 from dynkern.runtime.kv_cache import KVCache
@@ -106,6 +107,8 @@ class EagerExecutor:
             run.planned()
         elif batch.program.kind == "confidence":
             run.confidence(picker)
+        elif batch.program.kind == "controller":
+            run.controlled()
         else:
             run.drawn()
         rows, n = run.unsettled_rows()
@@ -284,6 +287,15 @@ class _Pass:
             if is_exit:
                 staying = staying & ~self._leaving(rows, n, before, picker)
                 (rows, n), (left, n_left) = self._split(staying)
+
+    def controlled(self) -> None:
+        """Gates decide ahead of each layer."""
+        executor, batch = self.executor, self.batch
+        offset = executor.spec.position_offset
+        gates = PassGates(batch.program.gates, executor.weights, batch, offset)
+        for layer in range(executor.spec.num_layers):
+            (rows, n), (left, n_left) = self._split(gates.keep(layer, self.stream))
+            self._visit(layer, rows, n, left, n_left)
 
     def _split(self, staying: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         rows, n = route_compact(torch.stack([staying, self.batch.alive & ~staying]))
