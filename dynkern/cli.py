@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dynkern.commands.finetune import finetune
+from dynkern.commands.train_controller import train_controller
 
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 app.command()(finetune)
+app.command("train-controller")(train_controller)
 
 Model = Annotated[str, typer.Option(help="Checkpoint directory or hub id.")]
 Backend = Annotated[str, typer.Option(help="auto, reference, cpu, triton or cuda.")]

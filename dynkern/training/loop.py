@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,9 @@ class LoopSettings:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """log: what was measured, in order; every entry has "step". best_loss: of validation, in nats
-    a token; best_step: the one whose weights the model has now. stopped_early: by patience.
+    """log: what was measured, in order; every entry has "step". best_step: the step of the best
+    validation (with gates: of loss and cost together), whose weights the model has now; best_loss:
+    that validation's, in nats a token. stopped_early: by patience.
     """
 
     log: list[dict[str, float]]
@@ -145,7 +147,7 @@ def train(
         **(every if settings.eval_every else {}),
         save_total_limit=2,
         load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
+        metric_for_best_model="eval_objective",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
         logging_steps=max(1, steps // 200),
@@ -164,7 +166,7 @@ def train(
         train_dataset=training,
         eval_dataset=validation,
         data_collator=Collator(model.config.pad_token_id),
-        compute_metrics=_metrics,
+        compute_metrics=partial(_metrics, alpha=model.alpha),
         callbacks=[
             *([EarlyStoppingCallback(settings.patience)] if settings.patience else []),
             _Curves(output),
@@ -174,8 +176,9 @@ def train(
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=None if at is None else str(at))
     state = trainer.state
-    losses = [(entry["eval_loss"], entry["step"]) for entry in state.log_history if _judged(entry)]
-    best, step = min(losses) if losses else (math.nan, state.global_step)
+    judged = [entry for entry in state.log_history if _judged(entry)]
+    kept = min(judged, key=lambda entry: entry["eval_objective"], default={})
+    best, step = kept.get("eval_loss", math.nan), kept.get("step", state.global_step)
     if state.is_world_process_zero:
         write_curves(output, state.log_history)
     early = state.global_step < state.max_steps
@@ -204,7 +207,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _judged(entry: dict[str, Any]) -> bool:
-    return "eval_loss" in entry and math.isfinite(entry["eval_loss"])
+    return "eval_objective" in entry and math.isfinite(entry["eval_objective"])
 
 
 def _in_bfloat16(precision: str) -> bool:
@@ -218,14 +221,15 @@ def _scheduler(settings: LoopSettings) -> str:
     return "constant_with_warmup" if constant and settings.warmup else settings.schedule
 
 
-def _metrics(prediction: Any) -> dict[str, float]:
-    """Means over tokens from the rows that prediction_step hands over."""
+def _metrics(prediction: Any, alpha: float) -> dict[str, float]:
+    """Means over tokens from the rows that prediction_step hands over; what training lowers."""
     rows = np.asarray(prediction.predictions, dtype=np.float64)
     nll, tokens, routed = rows[:, :3].sum(axis=0)
-    metrics = {"loss": nll / tokens}
+    metrics = {"loss": nll / tokens, "objective": nll / tokens}
     if rows.shape[1] > 3 and routed:
         rates = rows[:, 3:].sum(axis=0) / routed
         metrics["mean_layers"] = rates.sum()
+        metrics["objective"] += alpha * rates.mean()
         metrics |= {f"rate_{layer}": rate for layer, rate in enumerate(rates)}
     return {name: float(value) for name, value in metrics.items()}
 
@@ -279,7 +283,12 @@ class _Trainer(transformers.Trainer):
             gates = list(model.gates.parameters())
             ids = {id(parameter) for parameter in gates}
             others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
-            groups: Sequence[dict[str, Any]] = [{"params": gates, "lr": self.gate_rate}]
+            rate = self.gate_rate
+            if model.gates.input == "fixed":
+                # all D weights of an all-ones input move alike under Adam: at 1e-3 and D = 256 a
+                # logit went by half a unit a step, and all gates were shut after six
+                rate /= model.gates.input_size**0.5
+            groups: Sequence[dict[str, Any]] = [{"params": gates, "lr": rate}]
             if others:
                 groups = [*groups, {"params": others, "lr": self.args.learning_rate}]
             self.optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay)
