@@ -182,7 +182,7 @@ def test_a_sweep_trains_gates_that_cost_less_as_alpha_grows(place, tmp_path):
         ("hidden", 0.0), ("hidden", 500.0), ("fixed", 0.0), ("fixed", 500.0)
     ]  # fmt: skip
     layers = [float(row["mean_layers"]) for row in rows]
-    assert layers[1] < layers[0] - 1 and layers[3] < layers[2] - 1
+    assert layers[1] < layers[0] - 0.5 and layers[3] < layers[2] - 0.5
     assert (output / "sweep.png").stat().st_size > 1000
     for row in rows:
         rates = [float(row[f"rate_{layer}"]) for layer in range(LAYERS)]
