@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dynkern.commands.analyze import app as analyze
 from dynkern.commands.calibrate import calibrate
 from dynkern.commands.finetune import finetune
 from dynkern.commands.train_controller import train_controller
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+app.add_typer(analyze, name="analyze")
 app.command()(calibrate)
 app.command()(finetune)
 app.command("train-controller")(train_controller)
