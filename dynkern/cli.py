@@ -11,6 +11,7 @@ import typer
 from dynkern.commands.analyze import app as analyze
 from dynkern.commands.calibrate import calibrate
 from dynkern.commands.finetune import finetune
+from dynkern.commands.reproduce import reproduce
 from dynkern.commands.train_controller import train_controller
 
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(analyze, name="analyze")
 app.command()(calibrate)
 app.command()(finetune)
+app.command()(reproduce)
 app.command("train-controller")(train_controller)
 
 Model = Annotated[str, typer.Option(help="Checkpoint directory or hub id.")]

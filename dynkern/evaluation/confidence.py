@@ -112,7 +112,7 @@ def run_calibrate(config: CalibrateConfig, console: Console | None = None) -> Pa
     records = load_part(config.data, config.split, config.limit)
     llm = LLM(config.model, dtype=config.dtype, backend=config.backend)
     check_policy(grid[0], llm.spec.num_layers)
-    prompts = _encode(llm, records, config)
+    prompts = encode_records(llm, records, config)
     make_folder(config.output)
     policies = ["full", *grid]
     rows: list[list[float]] = []
@@ -154,7 +154,8 @@ def run_calibrate(config: CalibrateConfig, console: Console | None = None) -> Pa
     return config.output
 
 
-def _encode(llm: LLM, records: Sequence[Record], config: CalibrateConfig) -> list[Prompt]:
+def encode_records(llm: LLM, records: Sequence[Record], config: CalibrateConfig) -> list[Prompt]:
+    """The records as prompts that leave room for new tokens; ValueError where there is none."""
     room = llm.spec.max_positions - config.max_new_tokens + 1
     if llm.tokenizer is None or room < 1:
         raise ValueError(
