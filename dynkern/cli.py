@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from dynkern.commands import explain, oracle, tasks
+from dynkern.commands import (
+    analyze,
+    calibrate,
+    explain,
+    finetune,
+    oracle,
+    reproduce,
+    tasks,
+    train_controller,
+)
 
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
@@ -22,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
 
 Model = Annotated[str, typer.Option(help="Checkpoint directory or hub id.")]
 Backend = Annotated[str, typer.Option(help="auto, reference, cpu, triton or cuda.")]
@@ -151,7 +161,16 @@ def doctor(
     raise typer.Exit(0 if run_doctor(model, backend, seed) else 1)
 
 
-for command in (explain, oracle, tasks):
+for command in (
+    explain,
+    oracle,
+    tasks,
+    finetune,
+    train_controller,
+    calibrate,
+    analyze,
+    reproduce,
+):
     command.register(app)
 
 

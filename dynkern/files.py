@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,3 +69,29 @@ def write_all(file: Any, content: bytes) -> None:
     while remaining:
         remaining = remaining[file.write(remaining) :]
     os.fsync(file.fileno())
+
+
+def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """write(part) fills a new folder beside `folder`, which then takes its place."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    part.mkdir(parents=True)
+    try:
+        write(part)
+        # a folder cannot be replaced by a full one in one step: the old one steps aside
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder to write into; ValueError, one line, where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"output: {folder} cannot be made ({error.strerror}), expected a folder to write into"
+        ) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -165,19 +165,21 @@ class TokenProgram:
     kind "confidence": after each layer of `exit_layers` a row whose `measure` reaches `threshold`
     leaves; measure is "top_prob", "margin" (top-2 difference of probabilities) or "cosine"
     (similarity of the hidden states before and after that layer). CALM, arXiv 2207.07061, sec. 3.
+    kind "controller": `gates`, a controller_file.GateStack, decide ahead of each layer.
     """
 
-    kind: Literal["bernoulli", "subset", "confidence"]
+    kind: Literal["bernoulli", "subset", "confidence", "controller"]
     probability: tuple[float, ...] = ()
     budget: int = 0
     force_first: bool = False
     measure: Literal["top_prob", "margin", "cosine"] = "top_prob"
     threshold: float = 1.0
     exit_layers: tuple[int, ...] = field(default=())
+    gates: Any = None
 
     def check(self, name: str, num_layers: int) -> None:
         """Raise a one-line ValueError, which names `name`, unless a model of num_layers runs it."""
-        check_choice(f"{name} kind", self.kind, ("bernoulli", "subset", "confidence"))
+        check_choice(f"{name} kind", self.kind, ("bernoulli", "subset", "confidence", "controller"))
         check_flag(f"{name} force_first", self.force_first)
         if self.kind == "subset":
             check_budget(f"{name} budget", self.budget, num_layers)
@@ -193,7 +195,7 @@ class TokenProgram:
                 )
             if not any(self.probability):
                 raise ValueError(f"{name} probability: got 0 for every layer, expected one above")
-        else:
+        elif self.kind == "confidence":
             check_choice(f"{name} measure", self.measure, ("top_prob", "margin", "cosine"))
             check_number(f"{name} threshold", self.threshold, lambda x: True, "a finite number")
             for layer in self.exit_layers:

@@ -29,8 +29,11 @@ ORDER = [
     ["models"],
     ["ops"],
     ["kernels"],
-    ["cost", "routes", "rng", "data", "machine", "assets", "_version", "arguments", "files"],
-    ["tasks"],
+    [
+        *("cost", "routes", "rng", "data", "controller_file", "machine", "assets", "_version"),
+        *("arguments",),
+    ],
+    ["tasks", "files"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

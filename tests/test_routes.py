@@ -24,7 +24,7 @@ def ran(route: torch.Tensor) -> list[int]:
 
 
 def brute_force_order(num_layers: int) -> list[int]:
-    """METHOD.md's words, by looking at every layer: split the widest gap, the lowest on a tie."""
+    """The rule in words, by looking at every layer: split the widest gap, the lowest on a tie."""
     chosen = [0]
     if num_layers > 1:
         chosen.append(num_layers - 1)

@@ -19,8 +19,7 @@ from dynkern.allocation.groups import Group, grouped
 from dynkern.allocation.table import Table, load_table
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
 from dynkern.evaluation.report import plain
-from dynkern.evaluation.sweep import make_folder
-from dynkern.files import write_whole
+from dynkern.files import make_folder, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -22,10 +22,10 @@ from dynkern.evaluation.sweep import (
     data_digest,
     digest,
     encode_prompts,
-    make_folder,
     model_identity,
 )
 from dynkern.evaluation.team import Team
+from dynkern.files import make_folder
 from dynkern.llm import LLM
 from dynkern.routes import check_choice
 from dynkern.runtime.engine import RunOptions

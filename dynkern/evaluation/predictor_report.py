@@ -20,7 +20,7 @@ from dynkern.allocation.table import Table, load_table
 from dynkern.allocation.training import HEADS, split, train
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
 from dynkern.evaluation.allocation_report import group_rows, save_csv, save_figure, save_json
-from dynkern.evaluation.sweep import make_folder
+from dynkern.files import make_folder
 from dynkern.routes import check_choice
 
 Floats = NDArray[np.float64]

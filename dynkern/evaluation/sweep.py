@@ -18,6 +18,7 @@ from dynkern.evaluation.quality import Prompt, run_quality
 from dynkern.evaluation.report import RUN_KEYS, plot_curve, print_table, write_results
 from dynkern.evaluation.samples import SampleStore
 from dynkern.evaluation.speed import SpeedReport, TimingPlan, measure_speed
+from dynkern.files import make_folder
 from dynkern.llm import LLM
 from dynkern.policies import check_policy, is_planned
 from dynkern.policies import policy as make_policy
@@ -118,16 +119,6 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
     print_table(console, runs, meta)
     console.print(f"results in {config.output}", highlight=False, soft_wrap=True)
     return config.output
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder to write into; ValueError, one line, where that cannot be."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"output: {folder} cannot be made ({error.strerror}), expected a folder to write into"
-        ) from None
 
 
 def encode_prompts(

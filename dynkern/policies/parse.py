@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from dynkern.policies.controller import load_controller
 from dynkern.policies.planned import EarlyExit, Full, Random, Uniform, UniformEven
 from dynkern.policies.token import MEASURES, Confidence, RandomStep, Stochastic
 
@@ -21,6 +22,7 @@ _FORMS = {
     "oracle": "oracle:BUDGET@TABLE",
     "predictor": "predictor:[BUDGET@]PATH",
     "histogram": "histogram:PATH or histogram:BUDGET@TABLE",
+    "controller": "controller:PATH[,sample=1]",
 }
 # made in a room above this one, which it may name but not import; `build(name, argument)` there
 # takes what stands behind the colon as it is, since paths may hold commas
@@ -100,6 +102,15 @@ def _confidence(arguments: list[str]) -> Confidence:
     return Confidence(measure, _number(threshold, float), layers)
 
 
+def _controller(arguments: list[str]) -> Any:
+    sampled = arguments[-1:] == ["sample=1"]
+    # a path may hold commas
+    path = ",".join(arguments[:-1] if arguments[-1:] in (["sample=0"], ["sample=1"]) else arguments)
+    if not path:
+        raise _Malformed
+    return load_controller(path, sampled)
+
+
 _BUILDERS: dict[str, Callable[[list[str]], Any]] = {
     "full": _full,
     "uniform": _single(Uniform, int),
@@ -109,4 +120,5 @@ _BUILDERS: dict[str, Callable[[list[str]], Any]] = {
     "early_exit": _single(EarlyExit, int),
     "stochastic": _single(Stochastic, float),
     "confidence": _confidence,
+    "controller": _controller,
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynkern.ops import ragged_attention_decode, route_compact
 from dynkern.runtime.batch import DecodeBatch, PassResult
+from dynkern.runtime.executors.gates import PassGates
 from dynkern.runtime.executors.kv_fill import KVFill, Lanes
 from dynkern.runtime.executors.layers import DecoderLayers
 from dynkern.runtime.executors.stream import ResidualStream
@@ -88,6 +89,8 @@ class DecodePass:
             self._planned()
         elif batch.program.kind == "confidence":
             self._confidence()
+        elif batch.program.kind == "controller":
+            self._controlled()
         else:
             self._drawn()
         return self.stream
@@ -144,6 +147,13 @@ class DecodePass:
             if is_exit:
                 staying = staying & ~self._leaving(*here, before)
                 here, left = self._split(staying)
+
+    def _controlled(self) -> None:
+        """Gates decide ahead of each layer."""
+        layers, batch = self.layers, self.batch
+        gates = PassGates(batch.program.gates, layers.weights, batch, layers.spec.position_offset)
+        for layer in range(layers.spec.num_layers):
+            self._visit(layer, *self._split(gates.keep(layer, self.stream)))
 
     def _cut(self, rows: Tensor) -> Tensor:
         return rows if len(rows) == self.capacity else rows[: self.capacity]

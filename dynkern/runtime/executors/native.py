@@ -242,6 +242,11 @@ class _DecodeState:
             self._waiting_count[:, slot] = 0
 
     def _lower(self, program: TokenProgram) -> None:
+        if program.kind not in native_engine.PROGRAMS:
+            raise ValueError(
+                f"policy: a {program.kind} with gates on {program.gates.info.input} runs op by op "
+                "only, expected backend='reference' (--backend reference)"
+            )
         a = self.arguments
         a.program = native_engine.PROGRAMS[program.kind]
         a.budget, a.force_first = program.budget, program.force_first

@@ -1,0 +1,130 @@
+"""Trained skip controllers as data: what their file holds, and their gates as executors read them.
+
+A controller is one safetensors file. Its header carries a JSON text (key "controller") with the
+fields of ControllerInfo; its tensors are "layers.{l}.{i}.weight" and ".bias", float32, linear layer
+i of the gate ahead of decoder layer l.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynkern.files import write_whole
+
+INPUTS = ("hidden", "fixed", "position", "token")
+_KEY = "controller"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ControllerInfo:
+    """What a controller was trained as. input: one of INPUTS, input_size wide. Gates stand on
+    layers 1 to num_layers - 2, each of `depth` linear layers, hidden ones `width` wide.
+    """
+
+    input: str
+    num_layers: int
+    input_size: int
+    depth: int
+    width: int
+    tau: float
+    alpha: float
+    joint: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class GateStack:
+    """Gates of a whole model. weights[l], biases[l]: linear layers of the gate ahead of layer l,
+    none where layer l always runs. sampled: bits are drawn by their probability, not by arg-max.
+
+    Compared by identity: a batch runs under one stack.
+    """
+
+    info: ControllerInfo
+    weights: tuple[tuple[Tensor, ...], ...]
+    biases: tuple[tuple[Tensor, ...], ...]
+    sampled: bool = False
+    _cast: dict = field(default_factory=dict, repr=False)
+
+    def cast(
+        self, device: torch.device, dtype: torch.dtype
+    ) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+        """Weights and biases on a device in a dtype, converted once."""
+        key = device, dtype
+        if key not in self._cast:
+            self._cast[key] = tuple(
+                [[tensor.to(device, dtype) for tensor in layer] for layer in table]
+                for table in (self.weights, self.biases)
+            )
+        return self._cast[key]
+
+    def constant_probabilities(self) -> tuple[float, ...]:
+        """Probability of running for each layer under a fixed input, 1.0 without a gate."""
+        chances = []
+        for weights, biases in zip(self.weights, self.biases, strict=True):
+            x = torch.ones(self.info.input_size)
+            for place, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+                x = torch.nn.functional.linear(x if place == 0 else x.relu(), weight, bias)
+            chances.append(float((x[1] - x[0]).sigmoid()) if weights else 1.0)
+        return tuple(chances)
+
+
+def write_controller(path: Path, info: ControllerInfo, tensors: Mapping[str, Tensor]) -> None:
+    """Write a controller's file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    plain = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
+    header = {_KEY: json.dumps({"format": _FORMAT, **asdict(info)})}
+    write_whole(path, lambda part: save_file(plain, part, metadata=header))
+
+
+def read_controller(path: str | Path, sampled: bool = False) -> GateStack:
+    """The gates of a file. FileNotFoundError or ValueError, one line, on anything else."""
+    from safetensors import safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"controller: no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"controller: {path} cannot be read ({reason})") from None
+    if not isinstance(header, dict) or header.pop("format", None) != _FORMAT:
+        raise ValueError(f"controller: {path} is no controller of dynkern train-controller")
+    try:
+        info = ControllerInfo(**header)
+        return _stack(info, tensors, sampled)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"controller: {path} is damaged ({error})") from None
+
+
+def _stack(info: ControllerInfo, tensors: Mapping[str, Tensor], sampled: bool) -> GateStack:
+    if info.input not in INPUTS:
+        raise KeyError(f"input {info.input!r}")
+    sizes = [info.input_size, *[info.width] * (info.depth - 1), 2]
+    tables: dict[str, list[tuple[Tensor, ...]]] = {"weight": [], "bias": []}
+    for layer in range(info.num_layers):
+        gated = range(info.depth) if 0 < layer < info.num_layers - 1 else ()
+        for kind, table in tables.items():
+            table.append(tuple(tensors[f"layers.{layer}.{i}.{kind}"] for i in gated))
+            for i in gated:
+                wanted = (sizes[i + 1], sizes[i]) if kind == "weight" else (sizes[i + 1],)
+                if table[-1][i].shape != wanted:
+                    raise KeyError(f"layers.{layer}.{i}.{kind} of {tuple(table[-1][i].shape)}")
+    return GateStack(info, tuple(tables["weight"]), tuple(tables["bias"]), sampled)
+
+
+def describe(stack: GateStack) -> dict[str, Any]:
+    """What a reader of results wants to know of a controller."""
+    parameters = sum(t.numel() for table in (stack.weights, stack.biases) for g in table for t in g)
+    return {**asdict(stack.info), "parameters": parameters}

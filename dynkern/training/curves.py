@@ -1,0 +1,78 @@
+"""curves.csv and curves.png of a training run."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dynkern.files import write_whole
+
+_FIRST = ("step", "epoch", "split", "loss", "learning_rate", "grad_norm", "mean_layers")
+# Trainer's summary of a whole run, of which nothing happened at a step
+_SUMMARY = ("train_runtime", "total_flos")
+_NOT_CURVES = ("runtime", "samples_per_second", "steps_per_second")
+
+
+def curve_rows(log: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Trainer's log as rows with equal names for training and validation, in order of steps."""
+    rows = []
+    for entry in log:
+        if any(key in entry for key in _SUMMARY):
+            continue
+        judged = "eval_loss" in entry
+        row = {"split": "validation" if judged else "training"}
+        for key, value in entry.items():
+            name = key.removeprefix("eval_")
+            if name not in _NOT_CURVES:
+                row[name] = value
+        rows.append(row)
+    return rows
+
+
+def write_curves(output: Path, log: Sequence[Mapping[str, Any]]) -> None:
+    """Write curves.csv and curves.png into a folder, each whole or not at all."""
+    rows = curve_rows(log)
+    if not rows:
+        return
+    names = [*_FIRST, *(dict.fromkeys(k for row in rows for k in row if k not in _FIRST))]
+    names = [name for name in names if any(name in row for row in rows)]
+
+    def write(part: Path) -> None:
+        with part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_whole(output / "curves.csv", write)
+    figure = _draw(rows)
+    write_whole(output / "curves.png", lambda part: figure.savefig(part, format="png"))
+
+
+def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [("loss", "loss [nats a token]")]
+    if any("mean_layers" in row for row in rows):
+        panels.append(("mean_layers", "layers run per routed token (mean)"))
+    figure = Figure(figsize=(5.6 * len(panels), 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (key, label) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        for split, style in (("training", "-"), ("validation", "o-")):
+            points = [
+                (row["step"], row[key])
+                for row in rows
+                if row["split"] == split and math.isfinite(row.get(key, math.nan))
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=split, linewidth=1.2)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+        axes.legend()
+    return figure

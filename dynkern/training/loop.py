@@ -1,0 +1,306 @@
+"""The training loop: transformers.Trainer on accelerate, its checkpoints and its curves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback, TrainingArguments
+
+from dynkern.routes import check_choice
+from dynkern.training.curves import write_curves
+from dynkern.training.data import Collator, Examples
+from dynkern.training.model import OPTForCausalLM
+
+SCHEDULES = ("constant", "linear", "cosine")
+PRECISIONS = ("auto", "float32", "bfloat16")
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What decides a run besides model and data.
+
+    batch_size: sequences of an optimizer step over all processes; micro_batch: of one pass of one
+    process, None for up to 16. epochs: most passes over the data; max_steps: 0 for no limit.
+    eval_every: steps between validations (and checkpoints), 0 for once an epoch. patience:
+    validations without a better loss after which training stops, 0 for never. gate_rate: learning
+    rate of gates.
+    """
+
+    learning_rate: float
+    batch_size: int
+    epochs: float
+    schedule: str
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    patience: int = 0
+    micro_batch: int | None = None
+    max_steps: int = 0
+    eval_every: int = 0
+    precision: str = "auto"
+    gradient_checkpointing: bool = False
+    deterministic: bool = False
+    seed: int = 0
+    gate_rate: float = 1e-3
+
+    def check(self) -> None:
+        """Raise a one-line ValueError on a setting out of range."""
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("precision", self.precision, PRECISIONS)
+        for name in ("learning_rate", "epochs", "batch_size", "gate_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected more than 0")
+        for name in ("patience", "max_steps", "eval_every", "weight_decay", "warmup"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed: got {self.seed}, expected 0 to 2**32 - 1")
+        self.passes()
+
+    def passes(self) -> tuple[int, int]:
+        """Sequences of one pass of a process, and passes of an optimizer step."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.batch_size % world:
+            raise ValueError(
+                f"batch_size: got {self.batch_size}, expected a multiple of {world} processes"
+            )
+        mine = self.batch_size // world
+        micro = math.gcd(mine, 16) if self.micro_batch is None else self.micro_batch
+        if micro < 1 or mine % micro:
+            raise ValueError(f"micro_batch: got {micro}, expected a divisor of {mine}")
+        return micro, mine // micro
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """log: what was measured, in order; every entry has "step". best_step: the step of the best
+    validation (with gates: of loss and cost together), whose weights the model has now; best_loss:
+    that validation's, in nats a token. stopped_early: by patience.
+    """
+
+    log: list[dict[str, float]]
+    steps: int
+    best_loss: float
+    best_step: int
+    stopped_early: bool
+    is_main: bool
+
+
+def train(
+    model: OPTForCausalLM,
+    training: Examples,
+    validation: Examples,
+    settings: LoopSettings,
+    output: Path,
+    resume: bool = False,
+) -> LoopResult:
+    """Train `model` in place; it ends with the weights of its best validation.
+
+    Checkpoints go to output/checkpoints, curves.csv and curves.png to output. resume goes on from
+    the last whole checkpoint, and comes out as if never stopped: bit for bit on a CPU.
+    """
+    settings.check()
+    micro, accumulation = settings.passes()
+    steps_an_epoch = math.ceil(len(training) / settings.batch_size)
+    steps = settings.max_steps or math.ceil(steps_an_epoch * settings.epochs)
+    folder = output / CHECKPOINTS
+    at = last_checkpoint(folder)
+    if at is not None and not resume:
+        raise ValueError(
+            f"output: {output} holds checkpoints of a run; --resume goes on with it, or take "
+            "another folder"
+        )
+    if settings.gradient_checkpointing:
+        # its name since transformers 5.24
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    on_gpu = torch.cuda.is_available()
+    strategy = "steps" if settings.eval_every else "epoch"
+    every = {"eval_steps": settings.eval_every, "save_steps": settings.eval_every}
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=micro,
+        per_device_eval_batch_size=micro,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=_scheduler(settings),
+        warmup_steps=int(settings.warmup * steps),
+        weight_decay=settings.weight_decay,
+        optim="adamw_torch",
+        bf16=_in_bfloat16(settings.precision),
+        use_cpu=not on_gpu,
+        eval_strategy=strategy,
+        save_strategy=strategy,
+        **(every if settings.eval_every else {}),
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_objective",
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
+        logging_steps=max(1, steps // 200),
+        logging_nan_inf_filter=False,
+        report_to="none",
+        remove_unused_columns=False,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        full_determinism=settings.deterministic and on_gpu,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=model.regime.layerdrop > 0,
+    )
+    trainer = _Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=training,
+        eval_dataset=validation,
+        data_collator=Collator(model.config.pad_token_id),
+        compute_metrics=partial(_metrics, alpha=model.alpha),
+        callbacks=[
+            *([EarlyStoppingCallback(settings.patience)] if settings.patience else []),
+            _Curves(output),
+        ],
+    )
+    trainer.gate_rate = settings.gate_rate
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=None if at is None else str(at))
+    state = trainer.state
+    judged = [entry for entry in state.log_history if _judged(entry)]
+    kept = min(judged, key=lambda entry: entry["eval_objective"], default={})
+    best, step = kept.get("eval_loss", math.nan), kept.get("step", state.global_step)
+    if state.is_world_process_zero:
+        write_curves(output, state.log_history)
+    early = state.global_step < state.max_steps
+    return LoopResult(
+        list(state.log_history), state.global_step, best, step, early, state.is_world_process_zero
+    )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None."""
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in folder.glob("checkpoint-*")
+        # Trainer writes this file last
+        if path.name.rpartition("-")[2].isdigit() and _is_json(path / "trainer_state.json")
+    ]
+    return max(found)[1] if found else None
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _judged(entry: dict[str, Any]) -> bool:
+    return "eval_objective" in entry and math.isfinite(entry["eval_objective"])
+
+
+def _in_bfloat16(precision: str) -> bool:
+    if precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return precision == "bfloat16"
+
+
+def _scheduler(settings: LoopSettings) -> str:
+    constant = settings.schedule == "constant"
+    return "constant_with_warmup" if constant and settings.warmup else settings.schedule
+
+
+def _metrics(prediction: Any, alpha: float) -> dict[str, float]:
+    """Means over tokens from the rows that prediction_step hands over; what training lowers."""
+    rows = np.asarray(prediction.predictions, dtype=np.float64)
+    nll, tokens, routed = rows[:, :3].sum(axis=0)
+    metrics = {"loss": nll / tokens, "objective": nll / tokens}
+    if rows.shape[1] > 3 and routed:
+        rates = rows[:, 3:].sum(axis=0) / routed
+        metrics["mean_layers"] = rates.sum()
+        metrics["objective"] += alpha * rates.mean()
+        metrics |= {f"rate_{layer}": rate for layer, rate in enumerate(rates)}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+class _Trainer(transformers.Trainer):
+    """Trainer with LayerDrop's clock, a loss in nats a token, gates' rates and learning rate."""
+
+    gate_rate = 1e-3
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._clock = (-1, 0)
+        self._rates: list[Tensor] = []
+
+    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+        step, micro = self.state.global_step, self._clock[1] + 1
+        self._clock = (step, micro if step == self._clock[0] else 0)
+        own = self.accelerator.unwrap_model(model)
+        own.clock = self._clock
+        loss = super().training_step(model, *args, **kwargs)
+        if "ran" in own.last:
+            counted = own.last["routed"].sum().clamp(min=1)
+            self._rates.append(own.last["ran"].sum(dim=1) / counted)
+        return loss
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[None, Tensor, Tensor]:
+        # no loss: Trainer would report a mean over sequences of means over their tokens
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            model(**inputs)
+        last = self.accelerator.unwrap_model(model).last
+        routed = last.get("routed", torch.zeros_like(last["tokens"]))
+        columns = [last["nll"].double(), last["tokens"].double(), routed.double()]
+        if "ran" in last:
+            columns += list(last["ran"].double())
+        return None, torch.stack(columns, dim=1), inputs["prompt_length"]
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self._rates and "loss" in logs:
+            rates = torch.stack(self._rates).mean(dim=0).tolist()
+            self._rates.clear()
+            logs = {**logs, "mean_layers": sum(rates)}
+            logs |= {f"rate_{layer}": rate for layer, rate in enumerate(rates)}
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        model: OPTForCausalLM = self.model
+        if self.optimizer is None and model.gates is not None:
+            gates = list(model.gates.parameters())
+            ids = {id(parameter) for parameter in gates}
+            others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+            rate = self.gate_rate
+            if model.gates.input == "fixed":
+                # all D weights of an all-ones input move alike under Adam: at 1e-3 and D = 256 a
+                # logit went by half a unit a step, and all gates were shut after six
+                rate /= model.gates.input_size**0.5
+            groups: Sequence[dict[str, Any]] = [{"params": gates, "lr": rate}]
+            if others:
+                groups = [*groups, {"params": others, "lr": self.args.learning_rate}]
+            self.optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay)
+        return super().create_optimizer(*args, **kwargs)
+
+
+class _Curves(TrainerCallback):
+    """Curves at every validation, so that a long run can be watched."""
+
+    def __init__(self, output: Path, draw: Callable[..., None] = write_curves) -> None:
+        self.output, self.draw = output, draw
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.draw(self.output, state.log_history)
