@@ -40,6 +40,8 @@ class Oracle(_FromRoutes):
     budget: mean layers over the table's prompts, or None for the least that equal full depth.
     """
 
+    sees_prompt_state = False
+
     def __init__(self, table: Table, budget: float | None, spec: str) -> None:
         super().__init__(spec, table.routes.keep)
         digests, choice = allocated(table, budget)
@@ -95,6 +97,8 @@ class Predicted(_FromRoutes):
 
 class Histogram(_FromRoutes):
     """Routes drawn with given shares, [R], by seed and request id: the control of the others."""
+
+    sees_prompt_state = False
 
     def __init__(
         self, keep: Sequence[Sequence[bool]], shares: NDArray[np.float64], spec: str
