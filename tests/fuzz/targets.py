@@ -204,6 +204,7 @@ def run_arguments(place: Place, data: st.DataObject) -> None:
     given = data.draw(draw.ARGUMENTS)
     names = ("max_new_tokens", "batch_size", "seed", "prefill", "kv_fill", "force_length")
     names += ("request_ids", "requests", "prompt", "on_token", "sampling", "policy", "text")
+    names += ("uniform", "random", "early_exit", "stochastic", "confidence")
     bad, run = refused(
         lambda: place.llm.run(**{"prompts": [[2, 5]], "max_new_tokens": 2, **given}), *names
     )
