@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from dynkern.data import Record, encode_prompt, load_records, prompt_cap
-from dynkern.evaluation.quality import Prompt
+from dynkern.data import Record, load_records
+from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.rouge import score
-from dynkern.evaluation.sweep import SweepConfig, _progress, _task
+from dynkern.evaluation.sweep import SweepConfig, encode_prompts
 from dynkern.files import make_folder, write_whole
 from dynkern.llm import LLM
 from dynkern.policies import check_policy
@@ -112,13 +112,13 @@ def run_calibrate(config: CalibrateConfig, console: Console | None = None) -> Pa
     records = load_part(config.data, config.split, config.limit)
     llm = LLM(config.model, dtype=config.dtype, backend=config.backend)
     check_policy(grid[0], llm.spec.num_layers)
-    prompts = encode_records(llm, records, config)
+    prompts, _ = encode_prompts(llm, records, config.template, config.max_new_tokens)
     make_folder(config.output)
     policies = ["full", *grid]
     rows: list[list[float]] = []
     layers: list[float | None] = []
-    with _progress(console) as progress:
-        report = _task(progress, "calibrate")
+    with Progressing(console) as progress:
+        report = progress.task("calibrate")
         for place, policy in enumerate(policies):
             report(place, len(policies), getattr(policy, "spec", "full"))
             done = llm.generate(
@@ -152,21 +152,6 @@ def run_calibrate(config: CalibrateConfig, console: Console | None = None) -> Pa
         soft_wrap=True,
     )
     return config.output
-
-
-def encode_records(llm: LLM, records: Sequence[Record], config: CalibrateConfig) -> list[Prompt]:
-    """The records as prompts that leave room for new tokens; ValueError where there is none."""
-    room = llm.spec.max_positions - config.max_new_tokens + 1
-    if llm.tokenizer is None or room < 1:
-        raise ValueError(
-            f"model: expected a tokenizer and room for {config.max_new_tokens} new tokens in its "
-            f"{llm.spec.max_positions} positions"
-        )
-    cap, bos = prompt_cap(config.template, room), llm.spec.bos_token_id
-    return [
-        Prompt(i, record, encode_prompt(llm.tokenizer, record, config.template, cap, bos).ids)
-        for i, record in enumerate(records)
-    ]
 
 
 def _shown(value: float | None) -> str:

@@ -20,7 +20,7 @@ from dynkern import rng, routes
 from dynkern.data import TEMPLATES
 from dynkern.evaluation.analysis import bootstrap_interval
 from dynkern.evaluation.confidence import load_part
-from dynkern.evaluation.sweep import _progress, _task
+from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.tables import draw_lines, write_csv
 from dynkern.files import make_folder
 from dynkern.routes import check_choice
@@ -65,11 +65,11 @@ def run_hidden_states(config: HiddenStatesConfig, console: Console | None = None
     config.check()
     make_folder(config.output)
     model, batches = teacher_forced_batches(config)
-    with _progress(console) as progress:
+    with Progressing(console) as progress:
         distances, losses = route_effects(
-            model, batches, config.draws, config.seed, _task(progress, "routes")
+            model, batches, config.draws, config.seed, progress.task("routes")
         )
-        layers = layer_facts(model, batches, _task(progress, "layers"))
+        layers = layer_facts(model, batches, progress.task("layers"))
     rows = [
         row | {"loss": losses[row["policy"]]}
         for row in distance_rows(distances, model.num_layers, config.seed)

@@ -15,7 +15,8 @@ from dynkern.evaluation.hidden_states import (
     route_effects,
     teacher_forced_batches,
 )
-from dynkern.evaluation.sweep import SweepConfig, _progress, _task, run_sweep
+from dynkern.evaluation.progress import Progressing
+from dynkern.evaluation.sweep import SweepConfig, run_sweep
 from dynkern.evaluation.tables import draw_lines, write_csv
 from dynkern.files import make_folder
 from dynkern.models.checkpoint import read_config, resolve_model
@@ -74,9 +75,9 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
     run_sweep(sweep, console)
     runs = json.loads((config.output / "results.json").read_text(encoding="utf-8"))["runs"]
     model, batches = teacher_forced_batches(config)
-    with _progress(console) as progress:
+    with Progressing(console) as progress:
         _, losses = route_effects(
-            model, batches, config.draws, config.seed, _task(progress, "teacher-forced")
+            model, batches, config.draws, config.seed, progress.task("teacher-forced")
         )
     rows = [_row(run, losses, num_layers) for run in runs]
     write_csv(config.output / "quality.csv", rows)

@@ -16,15 +16,16 @@ import numpy as np
 from rich.console import Console
 
 from dynkern.evaluation.analysis import bootstrap_interval, difference_interval
-from dynkern.evaluation.confidence import CalibrateConfig, encode_records, load_part
+from dynkern.evaluation.confidence import load_part
 from dynkern.evaluation.hidden_states import (
     HiddenStatesConfig,
     distance_rows,
     route_effects,
     teacher_forced_batches,
 )
+from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.rouge import score
-from dynkern.evaluation.sweep import _progress, _task
+from dynkern.evaluation.sweep import encode_prompts
 from dynkern.evaluation.tables import write_csv
 from dynkern.files import make_folder, write_whole
 from dynkern.llm import LLM
@@ -153,8 +154,8 @@ def _skipping_beats_exits(
     config: ReproduceConfig, hidden: HiddenStatesConfig, console: Console
 ) -> Claim:
     model, batches = teacher_forced_batches(hidden)
-    with _progress(console) as progress:
-        distances, _ = route_effects(model, batches, 1, config.seed, _task(progress, "routes"))
+    with Progressing(console) as progress:
+        distances, _ = route_effects(model, batches, 1, config.seed, progress.task("routes"))
     folder = config.output / "hidden-states"
     make_folder(folder)
     write_csv(folder / "cosine.csv", distance_rows(distances, model.num_layers, config.seed))
@@ -206,22 +207,13 @@ def _fixed_as_good_as_hidden(config: ReproduceConfig, console: Console) -> Claim
     records = load_part(config.data, "test", config.limit)
     # gates on hidden states run op by op
     llm = LLM(config.model, backend="reference")
-    prompts = encode_records(
-        llm,
-        records,
-        CalibrateConfig(
-            config.model,
-            config.data,
-            template=config.template,
-            max_new_tokens=config.max_new_tokens,
-        ),
-    )
+    prompts, _ = encode_prompts(llm, records, config.template, config.max_new_tokens)
     paths = sorted((config.output / "controllers").glob("*/controller.safetensors"))
     scores: dict[Path, list[float]] = {}
     layers: dict[Path, float] = {}
     rows: list[dict[str, Any]] = []
-    with _progress(console) as progress:
-        report = _task(progress, "controllers")
+    with Progressing(console) as progress:
+        report = progress.task("controllers")
         for place, path in enumerate(paths):
             report(place, len(paths), path.parent.name)
             done = llm.generate(

@@ -262,6 +262,7 @@ def _in_step(call: Call, steps: _Steps) -> Tensor:
         call.options,
         batch_size=len(requests),
         seed=call.seed or 0,
+        schedule="fifo",
         picker=lambda head, params, seed: _StepPicker(head, params, seed, steps),
     )
     call.engine.run(requests, options, on_pass=steps.ended)

@@ -19,7 +19,6 @@ def masked(*first: float):
 
 
 IDS_GIVEN = [
-    api("input_ids", "None", lambda p: p.module.generate(policy="uniform:3")),
     api("input_ids", "(4,)", lambda p: p.generate(IDS[0])),
     api("input_ids", "(1, 2, 4)", lambda p: p.generate(IDS[None])),
     api("input_ids", "(0, 4)", lambda p: p.generate(IDS[:0])),
@@ -54,12 +53,10 @@ MASKS = [
 ]
 
 OPTIONS = [
-    api("policy", "NoneType", lambda p: p.generate(policy=None)),
     api("uniform budget", "9", lambda p: p.generate(policy="uniform:9"), "1 to 6"),
     api("kv_fill", "'zero'", lambda p: p.generate(kv_fill="zero")),
     api("prefill", "'none'", lambda p: p.generate(prefill="none")),
     api("seed", "-1", lambda p: p.generate(seed=-1)),
-    api("seed", "None", lambda p: p.generate(seed=None)),
     api("max_new_tokens", "2.5", lambda p: p.generate(max_new_tokens=2.5), "an integer"),
     api("max_length", "2", lambda p: p.generate(max_new_tokens=None, max_length=2), "more"),
     api(
