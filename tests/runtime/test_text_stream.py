@@ -90,9 +90,15 @@ def test_deadlines_decide_who_begins(llm):
     ("options", "message"),
     [
         ({"schedule": "best"}, "^schedule: got 'best', expected one of auto, fifo, cohort$"),
-        ({"max_new_tokens": [1, 2]}, "^max_new_tokens: got 2 for 4 prompts$"),
-        ({"sampling": [SamplingParams()]}, "^sampling: got 1 for 4 prompts$"),
-        ({"deadlines": []}, "^deadlines: got 0 for 4 prompts$"),
+        (
+            {"max_new_tokens": [1, 2]},
+            "^max_new_tokens: got 2 for 4 prompts, expected one for each$",
+        ),
+        (
+            {"sampling": [SamplingParams()]},
+            "^sampling: got 1 for 4 prompts, expected one for each$",
+        ),
+        ({"deadlines": []}, "^deadlines: got 0 for 4 prompts, expected one for each$"),
         ({"max_new_tokens": 1000}, "^prompt of request 0: too long, "),
     ],
 )

@@ -12,9 +12,11 @@ import time
 from collections.abc import Mapping
 
 CTRL_C, CTRL_D = "\x03", "\x04"
-# the terminal becomes the process's own, so that Ctrl-C is a signal to it
+# the terminal becomes the process's own, so that Ctrl-C is a signal to it; a test run in the
+# background would hand down that it is ignored
 _START = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
+signal.signal(signal.SIGINT, signal.default_int_handler)
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from dynkern.cli import main
 sys.exit(main())
