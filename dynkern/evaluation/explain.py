@@ -277,17 +277,31 @@ def _options(runs: _Runs, model: CostModel, population: RunResult) -> list[Optio
             passes = same_length(runs.count(case.policy, size, 2 * size).stats.passes)
         found.append(option(f"{size} rows", size, passes))
     if planned and batch > 1:
-        # deeper rows last, equal routes side by side
-        ordered = sorted(
-            population.completions,
-            key=lambda row: (sum(n > 0 for n in row.layer_counts), row.layer_counts),
-        )
+        ordered = _cohorts(population.completions, batch)
         found.append(option("cohorts", batch, _passes_of(ordered, batch, length)))
     budget = max(1, min(layers, round(found[0].mean_layers)))
     even = (uniform_route(layers, budget) if budget < layers else full_route(layers)).tolist()
     even_pass = PassCount(batch, tuple(batch * ran for ran in even), length=length)
     found.append(option(f"uniform:{budget}", batch, [even_pass]))
     return found
+
+
+def _cohorts(completions: Sequence[Completion], batch_size: int) -> list[Completion]:
+    """Rows in an order in which batches of this size read few layers: next comes the row that adds
+    fewest to its batch, and of these the one that uses most of them.
+    """
+    waiting = {
+        i: {at for at, n in enumerate(r.layer_counts) if n} for i, r in enumerate(completions)
+    }
+    order: list[int] = []
+    union: set[int] = set()
+    while waiting:
+        if len(order) % batch_size == 0:
+            union = set()
+        best = min(waiting, key=lambda i: (len(waiting[i] - union), len(union - waiting[i])))
+        union |= waiting.pop(best)
+        order.append(best)
+    return [completions[i] for i in order]
 
 
 def _passes_of(

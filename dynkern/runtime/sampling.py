@@ -39,8 +39,8 @@ class TokenPicker:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether lm_head_argmax alone decides."""
-        return self.params.is_greedy
+        """Whether lm_head_argmax alone decides, whoever's turn it is."""
+        return self.picks_by_params and self.params.is_greedy
 
     @property
     def picks_by_params(self) -> bool:
@@ -75,7 +75,7 @@ class TokenPicker:
         step: Tensor,
     ) -> Tensor:
         """int64 [C] tokens for hidden [C, E]; request, step: int64 [C]; rows: int32 [C] slots."""
-        if self.is_greedy:
+        if self.params.is_greedy:
             return self.head.argmax(hidden, n)[0]
         logits = self.head.logits(hidden, n)
         history = None if self.history is None else self.history.index_select(0, rows)

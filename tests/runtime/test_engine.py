@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -251,3 +253,26 @@ def test_a_picker_of_ones_own(llm):
     result = llm.engine.run(requests, RunOptions(batch_size=3, seed=9, picker=make))
     assert [c.token_ids for c in result.completions] == [list(range(40, 50))] * 3
     assert made == [(llm.engine.executor.head, SamplingParams(), 9)]
+
+
+def test_a_picker_of_ones_own_is_told_whose_counters_these_are(llm):
+    """After a row has ended, and where rows leave early: no head picks in its place."""
+    told = []
+
+    class Noting(TokenPicker):
+        def pick(self, hidden, n, rows, request, step):
+            count = len(rows) if n is None else int(n)
+            told.extend(zip(request[:count].tolist(), step[:count].tolist(), strict=True))
+            return 40 + 10 * request + step
+
+    prompts = random_prompts(3)
+    for specs in (["full"] * 3, ["confidence:top_prob=0"] * 3):
+        told.clear()
+        requests = [
+            replace(request, max_new_tokens=length)
+            for request, length in zip(requests_for(llm, prompts, specs), (2, 6, 4), strict=True)
+        ]
+        result = llm.engine.run(requests, RunOptions(batch_size=3, picker=Noting))
+        wanted = [[40 + 10 * i + step for step in range(n)] for i, n in enumerate((2, 6, 4))]
+        assert [c.token_ids for c in result.completions] == wanted
+        assert sorted(told) == [(i, step) for i, n in enumerate((2, 6, 4)) for step in range(n)]
