@@ -390,13 +390,11 @@ def test_bad_streams(llm):
     ],
 )
 def test_bad_models(directory, given, expected):
-    kind = FileNotFoundError if "model" in given else ValueError
-    with one_line_error(kind, expected):
+    with one_line_error(FileNotFoundError if "model" in given else ValueError, expected):
         LLM(**{"model": directory, **given})
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_a_backend_that_cannot_run(directory, backend):
-    with pytest.raises(ValueError, match=f"^backend: '{backend}' cannot run .* on cpu: ") as raised:
+    with pytest.raises(ValueError, match=f"^backend: '{backend}' cannot run .* on cpu: [^\n]*$"):
         LLM(directory, device="cpu", backend=backend)
-    assert len(str(raised.value).splitlines()) == 1

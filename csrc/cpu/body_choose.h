@@ -15,6 +15,10 @@ inline void draw_layers(const Decode& args, int64_t n_layers, int64_t row, float
                args.force_first != 0, scratch, keep);
 }
 
+inline void draw_gates(uint64_t seed, int64_t request, int64_t step, int64_t n_layers, float* out) {
+  layer_uniforms(seed, request, step, n_layers, kStreamGate, out);
+}
+
 inline int64_t sample(const Decode& args, int64_t row, const float* logits, int64_t vocab,
                       float* scratch, int32_t* index) {
   const int64_t* history =

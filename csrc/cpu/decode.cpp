@@ -24,6 +24,7 @@ DecodePass::DecodePass(Steps& steps, const Decode& args)
       model_(steps.model()),
       cache_(model_, args),
       fill_(steps, args, cache_),
+      gates_(steps, args),
       token_(static_cast<size_t>(args.n_slots), 0),
       settled_(static_cast<size_t>(args.n_slots), 0) {
   steps_.reserve(args.n_slots);
@@ -106,6 +107,19 @@ void DecodePass::run_drawn() {
       const bool runs = keep[j * static_cast<size_t>(n_layers) + static_cast<size_t>(l)];
       (runs ? rows : skipping).push_back(alive_[j]);
     }
+    visit(l, rows, skipping);
+  }
+}
+
+void DecodePass::run_controller() {
+  gates_.begin(alive_);
+  std::vector<uint8_t> keep(alive_.size());
+  Rows rows, skipping;
+  for (int64_t l = 0; l < model_.num_layers; ++l) {
+    gates_.decide(l, keep.data());
+    rows.clear();
+    skipping.clear();
+    for (size_t j = 0; j < alive_.size(); ++j) (keep[j] ? rows : skipping).push_back(alive_[j]);
     visit(l, rows, skipping);
   }
 }
@@ -221,6 +235,8 @@ bool DecodePass::run(int64_t p) {
     run_planned();
   } else if (args_.program == kConfidence) {
     run_confidence();
+  } else if (args_.program == kController) {
+    run_controller();
   } else {
     run_drawn();
   }

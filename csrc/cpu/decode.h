@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "gates.h"
 #include "steps.h"
 
 namespace dynkern {
@@ -77,6 +78,7 @@ class DecodePass {
   void run_planned();
   void run_drawn();
   void run_confidence();
+  void run_controller();
   Rows leaving(const Rows& rows, const std::vector<float>& before);
   void pick(const Rows& rows);
   void advance(int64_t p);
@@ -86,6 +88,7 @@ class DecodePass {
   const Model& model_;
   const CacheView cache_;
   KvFiller fill_;
+  PassGates gates_;
   Rows alive_;
   std::vector<int64_t> token_;
   std::vector<uint8_t> settled_;

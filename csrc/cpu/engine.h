@@ -26,7 +26,17 @@ enum Activation : int64_t { kNone = 0, kRelu = 1, kGelu = 2 };
 // kNoFill: planned routes. The rest as dynkern/runtime/executors/kv_fill.py.
 enum KvFill : int64_t { kNoFill = 0, kProject = 1, kCopy = 2, kDeferred = 3, kMask = 4 };
 
-enum ProgramKind : int64_t { kPlanned = 0, kBernoulli = 1, kSubset = 2, kConfidence = 3 };
+enum ProgramKind : int64_t {
+  kPlanned = 0,
+  kBernoulli = 1,
+  kSubset = 2,
+  kConfidence = 3,
+  kController = 4
+};
+
+// What a controller's gates read: the residual ahead of their layer, or the embedding of the row's
+// position or token.
+enum GateInput : int64_t { kGateHidden = 0, kGatePosition = 1, kGateToken = 2 };
 
 enum Measure : int64_t { kTopProb = 0, kMargin = 1, kCosine = 2 };
 
@@ -83,6 +93,12 @@ struct Model {
   const Layer* layers;  // [num_layers]
 };
 
+// A linear layer of a gate: weight float32 [n, k], bias float32 [n].
+struct Gate {
+  const float* weight;
+  const float* bias;
+};
+
 // One pass over packed prompts. With routes, a row's tokens run only its layers, and only their K/V
 // is written.
 struct Prefill {
@@ -136,6 +152,11 @@ struct Decode {
   int64_t measure;           // kConfidence: Measure
   double threshold;          // kConfidence
   const uint8_t* exits;      // kConfidence: [num_layers] of 0/1
+  const Gate* gates;         // kController: [num_layers, gate_depth]; null weights: always run
+  int64_t gate_depth;        // linear layers of a gate, with ReLU between
+  int64_t gate_width;        // outputs of all but the last, which has 2: skip, run
+  int64_t gate_input;        // GateInput
+  int64_t gate_sampled;      // 0: the larger logit; 1: drawn by its probability
 
   int64_t pick;  // Pick
   uint64_t seed;

@@ -22,6 +22,7 @@
       DYNKERN_ISA::widen,                  \
       DYNKERN_ISA::narrow,                 \
       DYNKERN_ISA::draw_layers,            \
+      DYNKERN_ISA::draw_gates,             \
       DYNKERN_ISA::sample,                 \
       DYNKERN_ISA::sample_scratch_floats,  \
       DYNKERN_ISA::sample_scratch_indices, \

@@ -171,6 +171,8 @@ struct Kernels {
   // Keep bits [n_layers] of a row for a drawn program; scratch: [n_layers].
   void (*draw_layers)(const Decode& args, int64_t n_layers, int64_t row, float* scratch,
                       uint8_t* keep);
+  // Uniforms [n_layers] of a row's sampled gates.
+  void (*draw_gates)(uint64_t seed, int64_t request, int64_t step, int64_t n_layers, float* out);
   // The token that a row's sampling parameters pick from its logits.
   int64_t (*sample)(const Decode& args, int64_t row, const float* logits, int64_t vocab,
                     float* scratch, int32_t* index);

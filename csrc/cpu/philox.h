@@ -25,6 +25,7 @@ namespace dynkern {
 namespace DYNKERN_ISA {
 
 constexpr uint32_t kStreamStep = 1;
+constexpr uint32_t kStreamGate = 2;
 constexpr uint32_t kStreamSample = 3;
 
 struct Philox4 {

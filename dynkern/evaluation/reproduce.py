@@ -205,8 +205,7 @@ def _controllers(config: ReproduceConfig) -> ControllerConfig:
 def _fixed_as_good_as_hidden(config: ReproduceConfig, console: Console) -> Claim:
     claim = "controllers with a fixed input do as well as those with hidden states"
     records = load_part(config.data, "test", config.limit)
-    # gates on hidden states run op by op
-    llm = LLM(config.model, backend="reference")
+    llm = LLM(config.model)
     prompts, _ = encode_prompts(llm, records, config.template, config.max_new_tokens)
     paths = sorted((config.output / "controllers").glob("*/controller.safetensors"))
     scores: dict[Path, list[float]] = {}

@@ -14,7 +14,8 @@ FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2}
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2, "float64": 3}
 ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 KV_FILLS = {"none": 0, "project": 1, "copy": 2, "deferred": 3, "mask": 4}
-PROGRAMS = {"planned": 0, "bernoulli": 1, "subset": 2, "confidence": 3}
+PROGRAMS = {"planned": 0, "bernoulli": 1, "subset": 2, "confidence": 3, "controller": 4}
+GATE_INPUTS = {"hidden": 0, "position": 1, "token": 2}
 MEASURES = {"top_prob": 0, "margin": 1, "cosine": 2}
 PICK_GREEDY, PICK_SAMPLE, PICK_HIDDEN = 0, 1, 2
 
@@ -64,6 +65,12 @@ class Prefill(ctypes.Structure):
     ]
 
 
+class Gate(ctypes.Structure):
+    """A linear layer of a gate."""
+
+    _fields_ = _fields(_PTR, "weight bias")
+
+
 class Decode(ctypes.Structure):
     """Decode passes of one batch."""
 
@@ -81,6 +88,8 @@ class Decode(ctypes.Structure):
         *_fields(_I64, "budget force_first measure"),
         ("threshold", _F64),
         ("exits", _PTR),
+        ("gates", _PTR),
+        *_fields(_I64, "gate_depth gate_width gate_input gate_sampled"),
         ("pick", _I64),
         ("seed", ctypes.c_uint64),
         ("temperature", _F64),

@@ -250,7 +250,6 @@ def test_graphs_serve_rows_that_come_and_go_between_calls(graphs, directory):
                 before = len(bench.tokens[2])
                 bench.advance(7)
                 runs.append(bench.tokens)
-                # what it picks there is what it picks elsewhere
                 spare.advance(7)
                 assert bench.tokens[2][before:] == spare.tokens[1][1:]
                 for other in (bench, spare):
@@ -381,11 +380,8 @@ def test_a_capture_that_fails(graphs, directory, monkeypatch, caplog):
     assert [c.token_ids for c in got] == [c.token_ids for c in want] and executor.replays == 0
     graphs.generate(random_prompts(2), "stochastic:0.5")
     told = [r.getMessage() for r in caplog.records if "capture failed" in r.getMessage()]
-    assert (
-        executor.name == "eager"
-        and len(told) == 1
-        and told[0].endswith("passes run eagerly from here on")
-    )
+    assert executor.name == "eager" and len(told) == 1
+    assert told[0].endswith("passes run eagerly from here on")
 
 
 def test_graphs_do_not_outlive_their_cache(graphs):

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 import dynkern
 from dynkern.cli import main
 from dynkern.controller_file import read_controller, write_controller
-from dynkern.kernels import native
 from dynkern.policies import check_policy, is_planned
 from dynkern.policies import policy as make_policy
+from dynkern.routes import KV_FILLS
 from dynkern.training.controllers import ControllerConfig, run_controllers
 from dynkern.training.data import Collator, Example
 from dynkern.training.gates import Gates
 from dynkern.training.model import OPTForCausalLM, Visit
+from support.backends import BACKENDS, needs_engine
 from support.checkpoint import save_checkpoint, save_records
 from support.opt import random_prompts
 
@@ -52,10 +53,11 @@ def _saved(path: Path, gates: Gates) -> str:
 
 @pytest.mark.parametrize("kind", ["hidden", "position", "token", "fixed"])
 @pytest.mark.parametrize("depth", [1, 3])
-def test_decoding_runs_the_layers_that_training_would(place, tmp_path, kind, depth):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_decoding_runs_the_layers_that_training_would(place, tmp_path, kind, depth, backend):
     gates = _gates(kind, depth)
     path = _saved(tmp_path / "c.safetensors", gates)
-    llm = dynkern.LLM(place / "model", dtype="float32", backend="reference")
+    llm = dynkern.LLM(place / "model", dtype="float32", backend=backend)
     prompts = random_prompts(5, longest=12)
     result = llm.run(
         prompts, f"controller:{path}", max_new_tokens=9, force_length=True, batch_size=3
@@ -102,10 +104,11 @@ def test_a_fixed_input_is_compiled_away(place, tmp_path):
     assert done.text is not None
 
 
-def test_sampled_gates_follow_their_probabilities(place, tmp_path):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sampled_gates_follow_their_probabilities(place, tmp_path, backend):
     gates = _gates("token", depth=1)
     path = _saved(tmp_path / "c.safetensors", gates)
-    llm = dynkern.LLM(place / "model", dtype="float32", backend="reference")
+    llm = dynkern.LLM(place / "model", dtype="float32", backend=backend)
     options = {"max_new_tokens": 25, "force_length": True, "batch_size": 16}
     done = llm.generate([[2, 7 + i] for i in range(16)], f"controller:{path},sample=1", **options)
     again = llm.generate([[2, 7 + i] for i in range(16)], f"controller:{path},sample=1", **options)
@@ -121,12 +124,36 @@ def test_sampled_gates_follow_their_probabilities(place, tmp_path):
         assert abs(ran - float(chance.sum())) < 4.5 * spread + 1
 
 
-@pytest.mark.skipif(native.cpu_missing() is not None, reason="needs the CPU engine")
-def test_the_cpu_engine_says_what_serves_gates(place, tmp_path):
-    path = _saved(tmp_path / "c.safetensors", _gates("hidden"))
-    llm = dynkern.LLM(place / "model")
-    with pytest.raises(ValueError, match="expected backend='reference'"):
-        llm.generate([[2, 5]], f"controller:{path}", max_new_tokens=3, force_length=True)
+@needs_engine
+@pytest.mark.parametrize("kind", ["hidden", "position", "token"])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_cpu_engine_decides_as_the_reference_does(place, tmp_path, kind, sampled):
+    path = _saved(tmp_path / "c.safetensors", _gates(kind, depth=2, seed=3))
+    spec = f"controller:{path}" + (",sample=1" if sampled else "")
+    prompts = random_prompts(9, seed=4, longest=12)
+    for kv_fill in KV_FILLS:
+        options = {"max_new_tokens": 9, "batch_size": 4, "seed": 7, "kv_fill": kv_fill}
+        engine, reference = (
+            dynkern.LLM(place / "model", dtype="float32", backend=backend).run(
+                prompts, spec, force_length=True, **options
+            )
+            for backend in ("cpu", "reference")
+        )
+        assert engine.completions == reference.completions
+        counts = {tuple(done.layers_run) for done in engine.completions}
+        assert len(counts) > 1
+        filled = [sum(c.fill_rows) for c in engine.stats.passes]
+        assert any(filled) == (kv_fill in ("project", "deferred"))
+        alone = dynkern.LLM(place / "model", dtype="float32", backend="cpu")
+        for i in (0, 5):
+            (row,) = alone.generate(
+                [prompts[i]],
+                spec,
+                force_length=True,
+                request_ids=[i],
+                **options | {"batch_size": 1},
+            )
+            assert row.token_ids == engine.completions[i].token_ids
 
 
 def test_files_that_do_not_fit_are_said_in_one_line(place, tmp_path):
@@ -137,9 +164,10 @@ def test_files_that_do_not_fit_are_said_in_one_line(place, tmp_path):
         make_policy("controller:")
     with pytest.raises(ValueError, match="trained for a model of 6 layers, expected 12"):
         check_policy(make_policy(f"controller:{path}"), 12)
-    wide = dynkern.LLM(place / "wide", backend="reference")
-    with pytest.raises(ValueError, match="its gates read 48 numbers, expected 96"):
-        wide.generate([[2, 5]], f"controller:{path}", max_new_tokens=3, force_length=True)
+    for backend in ("reference", "auto"):
+        wide = dynkern.LLM(place / "wide", backend=backend)
+        with pytest.raises(ValueError, match="its gates read 48 numbers, expected 96"):
+            wide.generate([[2, 5]], f"controller:{path}", max_new_tokens=3, force_length=True)
     (tmp_path / "junk").write_bytes(b"junk")
     with pytest.raises(ValueError, match="cannot be read"):
         make_policy(f"controller:{tmp_path}/junk")

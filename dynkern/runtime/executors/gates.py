@@ -13,6 +13,16 @@ from dynkern.runtime.batch import DecodeBatch
 from dynkern.runtime.executors.stream import ResidualStream
 
 
+def check_gates(stack: GateStack, hidden_size: int, embed_size: int) -> None:
+    """Raise a one-line ValueError unless the gates read what a model of these widths has."""
+    size = embed_size if stack.info.input == "token" else hidden_size
+    if stack.info.input_size != size:
+        raise ValueError(
+            f"controller: its gates read {stack.info.input_size} numbers, expected {size}, "
+            "the width of this model"
+        )
+
+
 class PassGates:
     """The gates of one pass.
 
@@ -28,19 +38,14 @@ class PassGates:
         self.weights, self.biases = stack.cast(weights.device, weights.dtype)
         self.rows = torch.arange(batch.n_slots, dtype=torch.int32, device=weights.device)
         self.source: Tensor | None = None
-        size = weights.layers[0].qkv_weight.shape[-1]
+        hidden_size = weights.layers[0].qkv_weight.shape[-1]
+        check_gates(stack, hidden_size, weights.token_embedding.shape[-1])
         if stack.info.input == "position":
             # a free slot may stand anywhere; live rows lie within the table
             last = weights.position_embedding.shape[0] - 1
             self.source = weights.position_embedding[(batch.position + offset).clamp(max=last)]
         elif stack.info.input == "token":
             self.source = weights.token_embedding[batch.token]
-        size = size if self.source is None else self.source.shape[-1]
-        if stack.info.input_size != size:
-            raise ValueError(
-                f"controller: its gates read {stack.info.input_size} numbers, expected {size}, "
-                "the width of this model"
-            )
 
     def keep(self, layer: int, stream: ResidualStream) -> Tensor:
         """Live rows that run the layer, bool [B]."""

@@ -9,11 +9,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from dynkern.controller_file import GateStack
 from dynkern.kernels import native, native_engine
 from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
 from dynkern.routes import TokenProgram, check_choice
 from dynkern.runtime.batch import DecodeBatch, PassLimits, PassResult, PrefillResult
+from dynkern.runtime.executors.gates import check_gates
 from dynkern.runtime.executors.kv_fill import DEFERRED_TOKENS
 from dynkern.runtime.kv_cache import KVCache
 from dynkern.runtime.sampling import TokenPicker
@@ -242,11 +244,6 @@ class _DecodeState:
             self._waiting_count[:, slot] = 0
 
     def _lower(self, program: TokenProgram) -> None:
-        if program.kind not in native_engine.PROGRAMS:
-            raise ValueError(
-                f"policy: a {program.kind} with gates on {program.gates.info.input} runs op by op "
-                "only, expected backend='reference' (--backend reference)"
-            )
         a = self.arguments
         a.program = native_engine.PROGRAMS[program.kind]
         a.budget, a.force_first = program.budget, program.force_first
@@ -258,6 +255,24 @@ class _DecodeState:
             exits = torch.zeros(self.spec.num_layers, dtype=torch.bool)
             exits[list(program.exit_layers)] = True
             self._point(exits=exits)
+        elif program.kind == "controller":
+            self._lower_gates(program.gates)
+
+    def _lower_gates(self, stack: GateStack) -> None:
+        check_gates(stack, self.spec.hidden_size, self.spec.embed_size)
+        a, depth = self.arguments, stack.info.depth
+        weights, biases = stack.cast(torch.device("cpu"), torch.float32)
+        table = (native_engine.Gate * (self.spec.num_layers * depth))()
+        for layer, (matrices, offsets) in enumerate(zip(weights, biases, strict=True)):
+            for i, (weight, bias) in enumerate(zip(matrices, offsets, strict=True)):
+                place = table[layer * depth + i]
+                place.weight, place.bias = weight.data_ptr(), bias.data_ptr()
+        # the stack keeps the tensors, and the batch's program the stack
+        self._gates = table
+        a.gates, a.gate_depth = ctypes.addressof(table), depth
+        a.gate_width = stack.info.width
+        a.gate_input = native_engine.GATE_INPUTS[stack.info.input]
+        a.gate_sampled = int(stack.sampled)
 
     def pick_with(self, picker: TokenPicker) -> None:
         """Pick tokens by the picker's parameters, or hand out hidden states for it."""
