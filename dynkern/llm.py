@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dynkern._version import __version__
-from dynkern.arguments import check_callable, check_flag, check_integer, shown
+from dynkern.arguments import check_callable, check_flag, check_integer, check_number, shown
 from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.machine import device_name
 from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
@@ -269,17 +269,12 @@ class LLM:
         columns = {
             "request_ids": _request_ids(request_ids, count),
             "max_new_tokens": max_new_tokens,
-            "sampling": sampling or SamplingParams(),
+            "sampling": SamplingParams() if sampling is None else sampling,
             "deadlines": deadlines,
         }
         ids, limits, samplings, dues = (
             _one_each(name, given, count) for name, given in columns.items()
         )
-        for limit in limits:
-            check_integer("max_new_tokens", limit, 1)
-        for chosen in samplings:
-            if not isinstance(chosen, SamplingParams):
-                raise ValueError(f"sampling: got {shown(chosen)}, expected SamplingParams or None")
         policies = self._policies(policy, count)
         return [
             Request(
@@ -324,12 +319,20 @@ class LLM:
 
 
 def _one_each(name: str, given: Any, count: int) -> Sequence[Any]:
-    """One value for each prompt, of a value for all or of a sequence."""
-    if not isinstance(given, Sequence):
-        return [given] * count
-    if len(given) != count:
+    """One value for each prompt, of a value for all or of a sequence. ValueError, one line, for a
+    value that cannot be one, even where there is no prompt.
+    """
+    is_many = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    if is_many and len(given) != count:
         raise ValueError(f"{name}: got {len(given)} for {count} prompts, expected one for each")
-    return given
+    for value in given if is_many else [given]:
+        if name == "max_new_tokens":
+            check_integer(name, value, 1)
+        elif name == "sampling" and not isinstance(value, SamplingParams):
+            raise ValueError(f"sampling: got {shown(value)}, expected SamplingParams or None")
+        elif name == "deadlines" and value is not None:
+            check_number(name, value, lambda x: True, "finite numbers or None")
+    return given if is_many else [given] * count
 
 
 def _request_ids(given: Sequence[int] | None, count: int) -> list[int]:
