@@ -7,6 +7,7 @@ Parameters, names and files are transformers' own. What is added happens around 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,10 @@ class Regime:
         return self.exit_layers or tuple(range(num_layers - 1))
 
 
+# a decoder layer hands out a tuple in older transformers 5, a tensor in newer ones
+_IN_A_TUPLE = inspect.signature(OPTDecoderLayer.forward).return_annotation is not Tensor
+
+
 class _Layer(OPTDecoderLayer):
     """A decoder layer that asks its model how it runs.
 
@@ -70,18 +75,13 @@ class _Layer(OPTDecoderLayer):
         body = super().__call__
         if self.visit is None:
             return body(hidden_states, *args, **kwargs)
-        wrapped: list[tuple] = []
 
         def run(x: Tensor) -> Tensor:
-            # a tuple in older transformers, a tensor in newer ones
             out = body(x, *args, **kwargs)
-            if isinstance(out, tuple):
-                wrapped.append(out[1:])
-                return out[0]
-            return out
+            return out[0] if _IN_A_TUPLE else out
 
         result = self.visit(self.place, hidden_states, run)
-        return (result, *wrapped[0]) if wrapped else result
+        return (result,) if _IN_A_TUPLE else result
 
 
 @dataclass
