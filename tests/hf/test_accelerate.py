@@ -109,8 +109,10 @@ def held_bytes() -> int:
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
-        # torch's own lazy modules answer to isinstance
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+        # torch's own lazy modules answer to isinstance; sparse tensors have no storage
+        if not issubclass(type(thing), torch.Tensor) or thing.device.type != "cpu":
+            continue
+        if thing.layout == torch.strided:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
