@@ -30,6 +30,7 @@ from dynkern.allocation.schema import (
     Row,
     checksum,
 )
+from dynkern.manifest import differences
 
 
 def table_path(path: str | Path) -> Path:
@@ -110,12 +111,7 @@ class TableStore:
 
     def check_manifest(self, manifest: Mapping[str, Any]) -> None:
         """Raise a one-line ValueError that names what differs from this table's own manifest."""
-        old, new = _flat(self.manifest), _flat(json.loads(json.dumps(manifest)))
-        differing = [
-            f"{key} ({_brief(old, key)} then, {_brief(new, key)} now)"
-            for key in [*new, *(key for key in old if key not in new)]
-            if old.get(key, _ABSENT) != new.get(key, _ABSENT)
-        ]
+        differing = differences(self.manifest, json.loads(json.dumps(manifest)))
         if differing:
             raise ValueError(
                 f"output: {self.path} was made with other settings: {', '.join(differing)}; use "
@@ -356,24 +352,6 @@ class TableStore:
 
 def _put(connection: sqlite3.Connection, key: str, value: Any) -> None:
     connection.execute("INSERT INTO manifest VALUES (?, ?)", (key, json.dumps(value)))
-
-
-_ABSENT = object()
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat
-
-
-def _brief(values: Mapping[str, Any], key: str) -> str:
-    text = str(values.get(key, "not stated"))
-    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def remove(path: Path) -> None:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from dynkern.files import write_all, writing
+from dynkern.manifest import differences
 
 try:
     import fcntl
@@ -189,13 +190,7 @@ class SampleStore:
                 f"output: {self.path} already holds samples; go on with --resume or take another "
                 "--output"
             )
-        old, new = _flat(before), _flat(fingerprint)
-        keys = [*new, *(key for key in old if key not in new)]
-        differing = [
-            f"{key} ({_brief(old, key)} then, {_brief(new, key)} now)"
-            for key in keys
-            if key not in old or key not in new or old[key] != new[key]
-        ]
+        differing = differences(before, fingerprint)
         if differing:
             raise ValueError(
                 f"output: {self.path} was made with other settings: {', '.join(differing)}; use "
@@ -259,18 +254,3 @@ class SampleStore:
                 raise ValueError(f"output: {self.path} was cut while it was in use")
             content += piece
         return content
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            flat |= _flat(item, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = item
-    return flat
-
-
-def _brief(values: Mapping[str, Any], key: str) -> str:
-    text = str(values.get(key, "not stated"))
-    return text if len(text) <= 40 else text[:37] + "..."
