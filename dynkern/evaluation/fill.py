@@ -80,11 +80,13 @@ def fill_rows(
     store: TableStore,
     done: set[tuple[int, int, int]],
     report: Report,
+    stats: RunStats | None = None,
 ) -> None:
     """Generate and score every (prompt, route, sample) that is not in `done`, prompt by prompt.
 
     The counter of a row's randomness is its place among all prompts, routes and samples, so its
-    text depends neither on what was done before nor on who else fills the table.
+    text depends neither on what was done before nor on who else fills the table. stats: grows by
+    what was executed.
     """
     planner = _Planner([torch.tensor(keep) for keep in routes.keep], filling.samples)
     per_prompt = len(routes.keep) * filling.samples
@@ -94,7 +96,7 @@ def fill_rows(
     report(count, total, "")
     waiting: list[Completion] = []
     kept_at = time.perf_counter()
-    for completion in _completions(filling, prompts, planner, done):
+    for completion in _completions(filling, prompts, planner, done, stats):
         waiting.append(completion)
         now = time.perf_counter()
         if now - kept_at > KEPT_SECONDS or len(waiting) >= 16 * filling.batch_size:
@@ -111,6 +113,7 @@ def _completions(
     prompts: Sequence[Prompt],
     planner: _Planner,
     done: set[tuple[int, int, int]],
+    stats: RunStats | None,
 ) -> Iterator[Completion]:
     llm = filling.llm
     per_prompt = len(planner.keep) * filling.samples
@@ -125,7 +128,7 @@ def _completions(
             for id in range(prompt.index * per_prompt, (prompt.index + 1) * per_prompt)
             if planner.place(id) not in done
         ]
-        for event in llm.engine.stream(requests, options, RunStats()) if requests else ():
+        for event in llm.engine.stream(requests, options, stats or RunStats()) if requests else ():
             if event.completion is not None:
                 yield event.completion
 

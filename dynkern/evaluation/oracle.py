@@ -104,7 +104,7 @@ def run_oracle(config: OracleConfig, console: Console | None = None) -> Path:
         filling = Filling(
             llm,
             prompts,
-            _targets(llm, prompts),
+            answer_ids(llm, prompts),
             config.samples,
             config.sampling,
             config.max_new_tokens,
@@ -129,7 +129,7 @@ def run_oracle(config: OracleConfig, console: Console | None = None) -> Path:
     return config.output
 
 
-def _targets(llm: LLM, prompts: list[Prompt]) -> list[list[int]]:
+def answer_ids(llm: LLM, prompts: list[Prompt]) -> list[list[int]]:
     """Each record's answer as ids with EOS, cut to the positions that its prompt leaves."""
     eos = llm.spec.eos_token_id
     targets = []
@@ -180,7 +180,7 @@ def _validation(llm: LLM, config: OracleConfig) -> tuple[list[list[int]], list[l
     source = config.validation or config.data
     records = load_records(source, "validation", config.validation_limit)
     prompts, _ = encode_prompts(llm, records, config.template, config.max_new_tokens)
-    return [prompt.ids for prompt in prompts], _targets(llm, prompts)
+    return [prompt.ids for prompt in prompts], answer_ids(llm, prompts)
 
 
 def _prepare(
