@@ -6,7 +6,7 @@
 namespace dynkern {
 
 // Raised with every change to an exported signature or struct; native.py refuses other numbers.
-constexpr int kCpuAbi = 5;
+constexpr int kCpuAbi = 6;
 constexpr int kCudaAbi = 2;
 
 }  // namespace dynkern

@@ -112,6 +112,21 @@ struct Prefill {
   float* hidden;          // out [n_rows, embed]: last token of each row as the head reads it
 };
 
+// Copies K/V of prompts: keys and values of from_layer[i] to where to_layer[i] lies. Strides are in
+// bytes; a head's entries are contiguous on both sides.
+struct CopyKv {
+  int64_t n_threads;
+  int64_t n_layers, n_tokens, n_heads, head_bytes;
+  const int64_t* from_layer;  // [n_layers]
+  const int64_t* to_layer;    // [n_layers], distinct
+  const uint8_t* keys;
+  const uint8_t* values;
+  int64_t from_layer_stride, from_token_stride, from_head_stride;
+  uint8_t* to_keys;
+  uint8_t* to_values;
+  int64_t to_layer_stride, to_token_stride, to_head_stride;
+};
+
 // Decode passes of one batch. "in/out" arrays are advanced unless `advance` is 0.
 struct Decode {
   int64_t n_threads;

@@ -33,8 +33,7 @@ class _Teacher(TokenPicker):
         wanted = torch.tensor(
             [self.targets[slot][at] for slot, at in zip(slots, steps, strict=True)]
         )
-        logits = self.head.logits(hidden, n)[:count].float()
-        losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+        losses = self.head.losses(hidden[:count], wanted)
         self.losses += losses.tolist()
         self.slots += slots
         token = torch.zeros(hidden.shape[0], dtype=torch.int64)

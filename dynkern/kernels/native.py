@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent.parent
 # csrc/common/abi.h says the same numbers
-CPU_ABI = 5
+CPU_ABI = 6
 CUDA_ABI = 2
 
 

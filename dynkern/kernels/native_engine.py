@@ -65,6 +65,18 @@ class Prefill(ctypes.Structure):
     ]
 
 
+class CopyKv(ctypes.Structure):
+    """K/V of prompts to another place."""
+
+    _fields_ = [
+        *_fields(_I64, "n_threads n_layers n_tokens n_heads head_bytes"),
+        *_fields(_PTR, "from_layer to_layer keys values"),
+        *_fields(_I64, "from_layer_stride from_token_stride from_head_stride"),
+        *_fields(_PTR, "to_keys to_values"),
+        *_fields(_I64, "to_layer_stride to_token_stride to_head_stride"),
+    ]
+
+
 class Gate(ctypes.Structure):
     """A linear layer of a gate."""
 
@@ -123,6 +135,7 @@ def bind_engine(library: ctypes.CDLL) -> None:
         "isa": (text,),
         "set_isa": (number, text),
         "prefill": (_I64, model, ctypes.POINTER(Prefill)),
+        "copy_kv": (_I64, ctypes.POINTER(CopyKv)),
         "decode": (_I64, model, decode),
         "fixed": (_I64, model, decode),
         "fill": (_I64, model, decode),

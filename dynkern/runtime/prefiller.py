@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dynkern.kernels.cpu.copy_kv import copy_kv
 from dynkern.runtime.request import RunStats
 from dynkern.runtime.scheduler import PromptKey, Scheduler, Waiting
 
@@ -31,7 +32,14 @@ class PrefilledPrompt:
 
     def clone(self) -> PrefilledPrompt:
         """A copy of its own, where these are parts of a group's tensors."""
-        return PrefilledPrompt(self.hidden.clone(), self.keys.clone(), self.values.clone())
+        keys, values = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in self._kv)
+        layers = range(len(keys))
+        copy_kv(self._kv, (keys, values), layers, layers)
+        return PrefilledPrompt(self.hidden.clone(), keys, values)
+
+    @property
+    def _kv(self) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
 
 
 class PromptStore(Mapping[PromptKey, PrefilledPrompt]):

@@ -24,6 +24,10 @@ class Head(Protocol):
         """[C, V]."""
         ...
 
+    def losses(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        """Cross entropy float32 [C] in nats of the tokens `wanted`, int64 [C]."""
+        ...
+
 
 class TokenPicker:
     """Picks tokens for compacted rows under one SamplingParams.

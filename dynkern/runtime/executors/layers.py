@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from dynkern.models.spec import DecoderSpec
@@ -27,6 +28,11 @@ class OpHead:
     def logits(self, hidden: Tensor, n: Tensor | None) -> Tensor:
         """[C, V] in the weights' dtype."""
         return ragged_linear(hidden, self.weight, None, None, n)
+
+    def losses(self, hidden: Tensor, wanted: Tensor) -> Tensor:
+        """Cross entropy float32 [C] of the tokens wanted [C]."""
+        logits = self.logits(hidden, None).float()
+        return torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
 
 
 class DecoderLayers:
