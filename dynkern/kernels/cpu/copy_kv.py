@@ -62,4 +62,4 @@ def _copy(source: Pair, target: Pair, layers: list[int], places: list[int]) -> N
     at = slice(first, first + len(places)) if in_a_row else torch.tensor(places, device=device)
     kept = torch.tensor(layers, device=device)
     for whole, part in zip(target, source, strict=True):
-        whole[at] = part if layers == list(range(len(part))) else part[kept]
+        whole[at] = (part if layers == list(range(len(part))) else part[kept]).to(whole.dtype)
