@@ -131,13 +131,21 @@ class Bench:
         lengths = [len(p) + n // 2 for p, n in zip(*self._sizes(), strict=True)]
         counts = sorted({1, self.batch, *range(1, self.batch + 1, max(1, self.batch // 8))})
         length = sum(lengths) / len(lengths)
-        probe = EngineProbe(self.llm.engine, [round(length)] * self.batch, with_fill=False)
+        probe = self._probe(length)
         calibration = Calibration(probe, counts, length=length)
         cases = {**calibration.cases, "base": base, "other": other}
         timings = interleave(cases, self.repeats)
         cost = calibration.model(timings)
         unmeasured, measured = (self._choice(choice, model) for model in (None, cost))
         return {**_ratios(timings), **_possible(timings, cost), **unmeasured, **measured}
+
+    def _probe(self, length: float) -> EngineProbe:
+        """Parts at `length`: on rows of text where there are some, for they read more neurons."""
+        engine, prompts = self.llm.engine, self.work.prompts[: self.batch]
+        if self.work.random_ids is not None:
+            return EngineProbe(engine, [round(length)] * self.batch, with_fill=False)
+        generated = round(sum(self.work.new_tokens) / len(self.work.new_tokens) / 2)
+        return EngineProbe.after(engine, prompts, generated, with_fill=False)
 
     def _sizes(self) -> tuple[Sequence[Sequence[int]], Sequence[int]]:
         return self.work.prompts, self.work.new_tokens
