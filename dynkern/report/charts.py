@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,6 +13,8 @@ from dynkern.report import drawing as draw
 from dynkern.report.labels import MOST, place_labels
 from dynkern.report.scales import Scale, finite, interval, number, short
 
+# of a line; more would hide it
+MOST_MARKS = 16
 _LEFT, _RIGHT, _TOP = 58.0, draw.WIDTH - 14.0, 34.0
 
 
@@ -72,8 +75,7 @@ class Lines:
     def legend(self) -> list[tuple[Markup, str]]:
         """Its series, and the line across."""
         entries = [
-            (draw.band(s.style) if s.band else draw.swatch(s.style, len(s.points) > 1), s.name)
-            for s in self.series
+            (draw.swatch(s.style, s.joined and len(s.points) > 1), s.name) for s in self.series
         ]
         if self.reference and self.reference[0] not in {name for _, name in entries}:
             entries.append((_reference_swatch(), self.reference[0]))
@@ -171,11 +173,13 @@ def _series(series: Series, x: Scale, y: Scale, places: int) -> Markup:
         parts.append(draw.path(edge, "band"))
     if series.joined and len(placed) > 1:
         parts.append(draw.path(placed, "line", stroke_dasharray=draw.dashes(series.style)))
-    for point, (at, height) in zip(series.points, placed, strict=True):
-        if series.band:
-            if len(series.points) > 1:
-                continue
-        elif _has_bar(point):
+    # shapes tell lines apart where colours do not, but not at each of a hundred points
+    step = max(1, math.ceil(len(placed) / MOST_MARKS))
+    for place, (point, (at, height)) in enumerate(zip(series.points, placed, strict=True)):
+        # lines that run along each other carry their shapes at different places
+        if place % step != series.style % step:
+            continue
+        if not series.band and _has_bar(point):
             low, high = y(point.low), y(point.high)
             parts.append(draw.line(at, low, at, high, "bar"))
             parts += [draw.line(at - 3, end, at + 3, end, "bar") for end in (low, high)]
@@ -293,7 +297,8 @@ class Histogram:
 
     def svg(self, ident: str, title: str) -> Markup:
         """Bars from each row's ground line, of one scale; the largest of a row with its share."""
-        row, top, tall = 66.0, 4.0, 32.0
+        row, top = min(150.0, max(66.0, 300.0 / max(len(self.rows), 1))), 4.0
+        tall = row - 34.0
         bottom = top + row * len(self.rows)
         x = Scale.over([0, self.num_layers], 16.0, draw.WIDTH - 24.0, count=7, whole=True)
         width = min(26.0, 0.72 * (x(1) - x(0)))

@@ -18,7 +18,8 @@ WIDTH = 540
 GLYPH = 0.6
 FONT = 13.0
 MARKERS = 8
-DASHES = ("", "7 3", "2 3", "9 3 2 3")
+# as many as there are colours
+DASHES = ("", "7 4", "2 3", "10 3 2 3", "14 5", "5 2", "10 3 2 3 2 3", "1 4")
 
 
 def clean(text: Any) -> str:
@@ -68,7 +69,7 @@ def colour(style: int) -> str:
 
 def dashes(style: int) -> str | None:
     """stroke-dasharray of a series' line."""
-    return DASHES[(style + style // MARKERS) % len(DASHES)] or None if style > 0 else None
+    return (DASHES[(style - 1 + (style - 1) // MARKERS) % MARKERS] or None) if style > 0 else None
 
 
 def marker(style: int, x: float, y: float, size: float = 5.0) -> Markup:
@@ -145,18 +146,6 @@ def swatch(style: int, joined: bool) -> Markup:
     return tag(
         "svg",
         tag("g", stroke, marker(style, 17.0, 9.0), class_=colour(style)),
-        viewBox="0 0 34 18",
-        class_="swatch",
-        aria_hidden="true",
-    )
-
-
-def band(style: int) -> Markup:
-    """The same for a series without markers."""
-    stroke = path([(1, 9), (33, 9)], "line", stroke_dasharray=dashes(style))
-    return tag(
-        "svg",
-        tag("g", stroke, class_=colour(style)),
         viewBox="0 0 34 18",
         class_="swatch",
         aria_hidden="true",
