@@ -31,7 +31,7 @@ from dynkern.report import (
     command_line,
     conditions,
 )
-from dynkern.report.scales import finite, interval, number
+from dynkern.report.scales import finite, interval, number, percent
 
 Facts = Mapping[str, Any]
 
@@ -212,7 +212,7 @@ def equal_table(results: Facts) -> Table:
     rows = []
     for name, point in results["equal_quality"].items():
         known = point["mean_layers"] is not None
-        share = f"{point['share_of_layers']:.1%}" if known else ""
+        share = f"{percent(point['share_of_layers'], 1)}" if known else ""
         limits = interval(point["ci"], 2) if known else ""
         layers = number(point["mean_layers"], 2) if known else "never"
         rows.append([LABELS[name], layers, limits, share])

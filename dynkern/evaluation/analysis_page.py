@@ -22,7 +22,7 @@ from dynkern.report import (
     command_line,
     conditions,
 )
-from dynkern.report.scales import finite, interval, number
+from dynkern.report.scales import finite, interval, number, percent
 
 Row = Mapping[str, Any]
 
@@ -38,11 +38,15 @@ def hidden_states_report(config: Any, rows: Sequence[Row], layers: Sequence[Row]
         family_lines(rows, "cosine_distance", "p10", "p90", band=True),
         whole_x=True,
     )
+    # what comes first may change the residual by tens of its norm: nothing else would be seen
+    rest = [row["update_ratio"] for row in layers[1:]]
+    apart = bool(rest) and layers[0]["update_ratio"] > 5 * max(rest)
+    beyond = f" Not drawn: layer 0, {number(layers[0]['update_ratio'], 1)}." if apart else ""
     update = Series(
         "update ÷ residual norm",
         [
             Point(r["layer"], r["update_ratio"], r["update_ratio_p10"], r["update_ratio_p90"])
-            for r in layers
+            for r in layers[int(apart) :]
         ],
         1,
     )
@@ -58,7 +62,7 @@ def hidden_states_report(config: Any, rows: Sequence[Row], layers: Sequence[Row]
         Figure(
             "What layers do at full depth",
             Lines("layer", "ratio, share", [update, zero], whole_x=True, y_from_zero=True),
-            "Bars: 10 to 90 % of tokens.",
+            f"Bars: 10 to 90 % of tokens.{beyond}",
         ),
     ]
     long = [
@@ -102,9 +106,9 @@ def hidden_states_sentences(rows: Sequence[Row], layers: Sequence[Row]) -> list[
     most, least = (pick(layers, key=lambda r: r["update_ratio"]) for pick in (max, min))
     zeros = [row["ffn_zero"] for row in layers]
     said.append(
-        f"Layer {most['layer']} changes the residual most ({number(most['update_ratio'], 2)} of its "
-        f"norm), layer {least['layer']} least ({number(least['update_ratio'], 2)}); "
-        f"{min(zeros):.0%} to {max(zeros):.0%} of the FFN activations are exactly 0."
+        f"Layer {most['layer']} changes the residual most ({number(most['update_ratio'], 2)} of "
+        f"its norm), layer {least['layer']} least ({number(least['update_ratio'], 2)}); "
+        f"{percent(min(zeros))} to {percent(max(zeros))} of the FFN activations are exactly 0."
     )
     return said
 
@@ -157,6 +161,10 @@ def quality_report(page: Report, config: Any, rows: Sequence[Row]) -> Report:
     return replace(
         page,
         command="analyze quality",
+        asked="What becomes of ROUGE-L and loss under every planned policy at every budget, on "
+        f"{PurePath(config.data).name}? Up to "
+        f"{config.max_new_tokens} new tokens each, greedily.",
+        settings=settings(asdict(config), (row["policy"] for row in rows)),
         rerun=[command_line(config)],
         sections=[curves, *rest],
         files={"quality.csv": "the curves", **page.files},
@@ -172,7 +180,7 @@ def calibration_report(config: Any, result: Row, rows: Sequence[Row]) -> Report:
         f"threshold ({config.measure})",
         "ROUGE-L F1",
         [Series("confidence", points, 1)],
-        (f"{config.target:.0%} of full depth", kept, None, None),
+        (f"{percent(config.target)} of full depth", kept, None, None),
         x_from_zero=False,
     )
     layers = [Point(r["threshold"], r["mean_layers"]) for r in tried if finite(r["mean_layers"])]
@@ -200,16 +208,16 @@ def calibration_report(config: Any, result: Row, rows: Sequence[Row]) -> Report:
         [
             row["policy"],
             f"{number(row['rougeL'], 3)} ({interval((row['rougeL_low'], row['rougeL_high']), 3)})",
-            f"{row['rougeL'] / full['rougeL']:.1%}" if full["rougeL"] else "n/a",
+            f"{percent(row['rougeL'] / full['rougeL'], 1)}" if full["rougeL"] else "n/a",
             number(row["mean_layers"], 2),
         ]
         for row in rows
     ]
     return Report(
-        title=f"A confidence threshold that keeps {config.target:.0%}",
+        title=f"A confidence threshold that keeps {percent(config.target)}",
         command="calibrate",
         asked=f"From which threshold of {config.measure} on does leaving early keep "
-        f"{config.target:.0%} of full depth's ROUGE-L? {result['prompts']} prompts of "
+        f"{percent(config.target)} of full depth's ROUGE-L? {result['prompts']} prompts of "
         f"{PurePath(config.data).name}, {len(tried)} thresholds.",
         settings=settings(asdict(config), [config.policy]),
         found=calibration_sentences(config, result, full),
@@ -228,19 +236,19 @@ def calibration_sentences(config: Any, result: Row, full: Row) -> list[str]:
     low, high = ("above the range" if t is None else f"{t:.4g}" for t in result["threshold_ci"])
     ends = f"(95 % interval of that choice: {low} to {high})"
     if result["threshold"] is None:
-        said = [f"No threshold keeps {config.target:.0%} of full depth's ROUGE-L {ends}."]
+        said = [f"No threshold keeps {percent(config.target)} of full depth's ROUGE-L {ends}."]
     else:
         said = [
-            f"From {config.measure} {result['threshold']:.4g} on, {config.target:.0%} of full "
+            f"From {config.measure} {result['threshold']:.4g} on, {percent(config.target)} of full "
             f"depth's ROUGE-L is kept {ends}."
         ]
     said.append(
-        f"{result['policy']} has a ROUGE-L of {number(result['rougeL'], 3)}, {result['kept']:.1%} of "
-        f"full depth's {number(result['full_rougeL'], 3)}."
+        f"{result['policy']} has a ROUGE-L of {number(result['rougeL'], 3)}, "
+        f"{percent(result['kept'], 1)} of full depth's {number(result['full_rougeL'], 3)}."
     )
     if finite(result["mean_layers"]) and finite(full["mean_layers"]):
         said.append(
-            f"It runs {number(result['mean_layers'], 2)} of {number(full['mean_layers'], 0)} layers "
-            "for each routed token; no time was measured."
+            f"It runs {number(result['mean_layers'], 2)} of {number(full['mean_layers'], 0)} "
+            "layers for each routed token; no time was measured."
         )
     return said

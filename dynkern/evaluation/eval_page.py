@@ -31,7 +31,7 @@ from dynkern.report import (
     command_line,
     conditions,
 )
-from dynkern.report.scales import finite, interval, number
+from dynkern.report.scales import finite, interval, number, percent
 
 Run = Mapping[str, Any]
 
@@ -254,6 +254,8 @@ def budgets_figure(
     note = "Layers of a sequence: the mean over its routed tokens, to the nearest whole number."
     if left_out:
         note += f" The same for every sequence: {', '.join(left_out)}."
+    if drawn is same and len(same) > MOST_ROWS:
+        return []
     rest = list(drawn)[MOST_ROWS:]
     if rest:
         note += f" Not drawn: {', '.join(names[spec] for spec in rest)}."
@@ -338,7 +340,7 @@ def _plain(key: str, places: int) -> Any:
 
 
 def _share(key: str) -> Any:
-    return lambda run, timed: f"{run[key]:.0%}" if finite(run.get(key)) else "n/a"
+    return lambda run, timed: percent(run.get(key))
 
 
 def _with(key: str, limits: str, places: int) -> Any:

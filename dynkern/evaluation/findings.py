@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dynkern.evaluation.names import display_names, family_of, listed
-from dynkern.report.scales import finite, interval, number
+from dynkern.report.scales import finite, interval, number, percent
 
 Run = Mapping[str, Any]
 
@@ -147,8 +147,8 @@ def realised(others: Sequence[Run], names: Mapping[str, str]) -> str | None:
     said = (
         f"Decoding takes what the layers that ran make possible ({values})"
         if worst["realisation"] >= REALISED
-        else f"Decoding takes up to {1 / worst['realisation'] - 1:.0%} longer than the layers that "
-        f"ran make possible ({values})"
+        else f"Decoding takes up to {percent(1 / worst['realisation'] - 1)} longer than the layers "
+        f"that ran make possible ({values})"
     )
     if best["realisation"] > 1.05:
         said += "; above 1 a policy ran faster than its parts, timed on their own, add up to"
@@ -198,7 +198,7 @@ def _agreement(others: Sequence[Run], names: Mapping[str, str]) -> str | None:
     if not known:
         return None
     least, most = (pick(known, key=lambda r: r["agreement_with_full"]) for pick in (min, max))
-    told = [f"{r['agreement_with_full']:.0%} ({names[r['policy']]})" for r in (least, most)]
+    told = [f"{percent(r['agreement_with_full'])} ({names[r['policy']]})" for r in (least, most)]
     if least is most:
         return f"Tokens are those of full depth at {told[0]} of the positions."
     return f"Tokens are those of full depth at {told[0]} to {told[1]} of the positions."

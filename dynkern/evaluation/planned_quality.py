@@ -50,8 +50,8 @@ def planned_specs(num_layers: int) -> list[str]:
 
 def run_planned_quality(config: QualityConfig, console: Console | None = None) -> Path:
     """`dynkern eval` without timing over every planned policy, and teacher-forced losses beside;
-    quality.csv, quality.png and report.html in the folder. A local file is taken whole by the generating part
-    only where split is "all": else its part is written to the folder first.
+    quality.csv, quality.png and report.html in the folder. A local file is taken whole by the
+    generating part only where split is "all": else its part is written to the folder first.
 
     Raises ValueError or FileNotFoundError, one line, on bad input.
     """

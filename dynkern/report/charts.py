@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from dynkern.report import drawing as draw
 from dynkern.report.labels import MOST, place_labels
-from dynkern.report.scales import Scale, finite, interval, number, short
+from dynkern.report.scales import Scale, finite, interval, number, percent, short
 
 # of a line; more would hide it
 MOST_MARKS = 16
@@ -317,12 +317,14 @@ class Histogram:
                     continue
                 high = max(1.5, tall * share / max(most, 1e-9))
                 left = x(layers) - width / 2
-                hover = draw.tag("title", f"{layers} layers: {share:.0%} of sequences")
+                hover = draw.tag("title", f"{layers} layers: {percent(share)} of sequences")
                 box = {"x": left, "y": ground - high, "width": width, "height": high, "rx": 1.5}
                 bars.append(draw.tag("rect", hover, class_="column", **box))
             parts.append(draw.tag("g", *bars, class_=draw.colour(entry.style)))
             parts += _largest(entry, x, ground, tall / max(most, 1e-9), width)
-            shares = ", ".join(f"{n} layers {s:.0%}" for n, s in sorted(entry.shares.items()) if s)
+            shares = ", ".join(
+                f"{n} layers {percent(s)}" for n, s in sorted(entry.shares.items()) if s
+            )
             told.append(f"{entry.name}: {shares}")
         parts += draw.floor(x, bottom, self.x_label)
         says = f"Share of sequences at each number of layers. {'; '.join(told)}."
@@ -340,4 +342,4 @@ def _largest(
     right = right and x(layers) + width < x.end - 40
     at = x(layers) + (width / 2 + 5) * (1 if right else -1)
     y = ground - max(per_share * entry.shares[layers] - 11, 4)
-    return [draw.words(at, y, f"{entry.shares[layers]:.0%}", "start" if right else "end")]
+    return [draw.words(at, y, f"{percent(entry.shares[layers])}", "start" if right else "end")]

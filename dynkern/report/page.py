@@ -37,6 +37,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["tied"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
     page = environment.get_template("page.html").render(report=report, style=style)
     return page.rstrip() + "\n"

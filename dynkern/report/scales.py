@@ -75,6 +75,11 @@ def number(value: float | None, places: int) -> str:
     return f"{value:.{places}f}".replace("-", "\N{MINUS SIGN}")
 
 
+def percent(share: float | None, places: int = 0) -> str:
+    """A share of one, "98 %" with a space that does not break."""
+    return f"{number(share * 100, places)}\N{NO-BREAK SPACE}%" if finite(share) else "n/a"
+
+
 def interval(limits: Iterable[float | None] | None, places: int) -> str:
     """ "0.25 to 0.44"; empty without one."""
     ends = list(limits or ())
