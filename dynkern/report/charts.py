@@ -285,11 +285,14 @@ class Shares:
 
 @dataclass(frozen=True)
 class Histogram:
-    """A row of bars for each way of choosing, over the same layers 0 to num_layers."""
+    """A row of bars for each way of choosing, over the same layers 0 to num_layers. what: has
+    shares, "sequences".
+    """
 
     x_label: str
     rows: Sequence[Shares]
     num_layers: int
+    what: str = "sequences"
 
     def legend(self) -> list[tuple[Markup, str]]:
         """Rows carry their names."""
@@ -317,7 +320,7 @@ class Histogram:
                     continue
                 high = max(1.5, tall * share / max(most, 1e-9))
                 left = x(layers) - width / 2
-                hover = draw.tag("title", f"{layers} layers: {percent(share)} of sequences")
+                hover = draw.tag("title", f"{layers} layers: {percent(share)} of {self.what}")
                 box = {"x": left, "y": ground - high, "width": width, "height": high, "rx": 1.5}
                 bars.append(draw.tag("rect", hover, class_="column", **box))
             parts.append(draw.tag("g", *bars, class_=draw.colour(entry.style)))
@@ -327,7 +330,7 @@ class Histogram:
             )
             told.append(f"{entry.name}: {shares}")
         parts += draw.floor(x, bottom, self.x_label)
-        says = f"Share of sequences at each number of layers. {'; '.join(told)}."
+        says = f"Share of {self.what}, by {self.x_label}. {'; '.join(told)}."
         return draw.drawing(ident, title, says, bottom + 46, parts)
 
 
