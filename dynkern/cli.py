@@ -19,6 +19,7 @@ from dynkern.commands import (
     tasks,
     train_controller,
 )
+from dynkern.report.command import given
 
 # typer brings click along, under its own name from 0.29 on; this is click's base of usage errors
 _UsageError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "UsageError")
@@ -191,7 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     try:
-        result = app(args=words, standalone_mode=False)
+        with given(words):
+            result = app(args=words, standalone_mode=False)
         # typer answers Ctrl-C with this exit code, older ones with an exception
         return _stopped(words) if result == 130 else result if isinstance(result, int) else 0
     except _UsageError as error:

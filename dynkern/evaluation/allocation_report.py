@@ -17,9 +17,12 @@ from dynkern.allocation.bootstrap import RESAMPLES
 from dynkern.allocation.curve import Allocation, Curve, allocate
 from dynkern.allocation.groups import Group, grouped
 from dynkern.allocation.table import Table, load_table
+from dynkern.data import Record
+from dynkern.evaluation.allocation_page import allocation_report
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
 from dynkern.evaluation.report import plain
 from dynkern.files import make_folder, write_whole
+from dynkern.report import write_report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,11 +36,15 @@ def report_allocation(
     console: Console,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    records: Sequence[Record] | None = None,
+    call: Any = None,
 ) -> dict[str, Any]:
-    """Analyse a table and write results.json, curve.csv, routes.csv, groups.csv, allocation.png and
-    groups.png into `output`, each whole or not at all; hands back what results.json holds.
+    """Analyse a table and write results.json, curve.csv, routes.csv, groups.csv, allocation.png,
+    groups.png and report.html into `output`, each whole or not at all; hands back what results.json
+    holds. records: the prompts in words, for the report; call: what asked for it, from Python.
 
-    Equal tables give equal files. ValueError, one line, where there is no table to analyse.
+    Equal tables give equal files, but for the report's time of writing. ValueError, one line, where
+    there is no table to analyse.
     """
     table = load_table(path)
     _check_own(output / "results.json", table)
@@ -47,6 +54,11 @@ def report_allocation(
     groups = grouped(table, rows, {"oracle": found.solution.choice}, resamples, seed)
     results = summary(table, found, resamples, seed)
     save_json(output / "results.json", results)
+    details = {
+        "Every route, for everybody": route_rows(table, found),
+        "Quality at each mean number of layers": curve_rows(found),
+        "Budget and quality in groups": group_rows(groups),
+    }
     save_csv(output / "curve.csv", curve_rows(found))
     save_csv(output / "routes.csv", route_rows(table, found))
     if groups:
@@ -65,6 +77,9 @@ def report_allocation(
     )
     print_summary(console, results)
     console.print(f"results in {output}", highlight=False, soft_wrap=True)
+    known = None if records is None else {record.id: record for record in records}
+    page = write_report(output, allocation_report(table, found, results, details, known, call))
+    console.print(f"report in {page}", highlight=False, soft_wrap=True)
     return results
 
 

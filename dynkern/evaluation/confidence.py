@@ -13,6 +13,8 @@ import numpy as np
 from rich.console import Console
 
 from dynkern.data import Record, load_records
+from dynkern.evaluation.analysis import bootstrap_interval
+from dynkern.evaluation.analysis_page import calibration_report
 from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.rouge import score
 from dynkern.evaluation.sweep import SweepConfig, encode_prompts
@@ -20,6 +22,7 @@ from dynkern.files import make_folder, write_whole
 from dynkern.llm import LLM
 from dynkern.policies import check_policy
 from dynkern.policies.token import MEASURES, Confidence
+from dynkern.report import write_report
 from dynkern.routes import check_choice
 
 
@@ -102,7 +105,8 @@ def choose_interval(
 
 
 def run_calibrate(config: CalibrateConfig, console: Console | None = None) -> Path:
-    """Generate and score at every threshold, choose, write calibration.json and thresholds.csv.
+    """Generate and score at every threshold, choose, write calibration.json, thresholds.csv and
+    report.html.
 
     A local file is cut as `dynkern finetune` cuts it (`split` names the part; "all" takes it
     whole). Raises ValueError or FileNotFoundError, one line, on bad input.
@@ -151,7 +155,35 @@ def run_calibrate(config: CalibrateConfig, console: Console | None = None) -> Pa
         highlight=False,
         soft_wrap=True,
     )
+    page = write_report(
+        config.output, calibration_report(config, result, _judged(config, grid, rows, layers))
+    )
+    console.print(f"report in {page}", highlight=False, soft_wrap=True)
     return config.output
+
+
+def _judged(
+    config: CalibrateConfig,
+    grid: Sequence[Confidence],
+    rows: Sequence[Sequence[float]],
+    layers: Sequence[float | None],
+) -> list[dict[str, Any]]:
+    """What thresholds.csv says, and intervals; full depth first."""
+    judged = []
+    named = [("full", None), *((policy.spec, policy.threshold) for policy in grid)]
+    for (name, threshold), scores, count in zip(named, rows, layers, strict=True):
+        low, high = bootstrap_interval(scores, config.seed)
+        judged.append(
+            {
+                "policy": name,
+                "threshold": threshold,
+                "rougeL": float(np.mean(scores)),
+                "rougeL_low": low,
+                "rougeL_high": high,
+                "mean_layers": count,
+            }
+        )
+    return judged
 
 
 def _shown(value: float | None) -> str:

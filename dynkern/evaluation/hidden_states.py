@@ -19,10 +19,12 @@ from torch import Tensor
 from dynkern import rng, routes
 from dynkern.data import TEMPLATES
 from dynkern.evaluation.analysis import bootstrap_interval
+from dynkern.evaluation.analysis_page import hidden_states_report
 from dynkern.evaluation.confidence import load_part
 from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.tables import draw_lines, write_csv
 from dynkern.files import make_folder
+from dynkern.report import write_report
 from dynkern.routes import check_choice
 from dynkern.training.data import Collator
 from dynkern.training.finetune import prepare
@@ -57,7 +59,7 @@ class HiddenStatesConfig:
 
 
 def run_hidden_states(config: HiddenStatesConfig, console: Console | None = None) -> Path:
-    """Write cosine.csv, cosine.png, layers.csv and layers.png; their folder.
+    """Write cosine.csv, cosine.png, layers.csv, layers.png and report.html; their folder.
 
     Raises ValueError or FileNotFoundError, one line, on bad input.
     """
@@ -105,6 +107,8 @@ def run_hidden_states(config: HiddenStatesConfig, console: Console | None = None
         highlight=False,
         soft_wrap=True,
     )
+    page = write_report(config.output, hidden_states_report(config, rows, layers))
+    console.print(f"report in {page}", highlight=False, soft_wrap=True)
     return config.output
 
 

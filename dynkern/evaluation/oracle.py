@@ -125,7 +125,9 @@ def run_oracle(config: OracleConfig, console: Console | None = None) -> Path:
             if team.leads:
                 finish_table(config.table, progress)
     if team.leads:
-        report_allocation(config.table, config.output, console, seed=config.seed)
+        report_allocation(
+            config.table, config.output, console, seed=config.seed, records=records, call=config
+        )
     return config.output
 
 

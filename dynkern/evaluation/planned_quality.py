@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dynkern.evaluation.analysis_page import quality_report
 from dynkern.evaluation.hidden_states import (
     FAMILIES,
     HiddenStatesConfig,
@@ -16,11 +17,12 @@ from dynkern.evaluation.hidden_states import (
     teacher_forced_batches,
 )
 from dynkern.evaluation.progress import Progressing
-from dynkern.evaluation.sweep import SweepConfig, run_sweep
+from dynkern.evaluation.sweep import SweepConfig, sweep
 from dynkern.evaluation.tables import draw_lines, write_csv
 from dynkern.files import make_folder
 from dynkern.models.checkpoint import read_config, resolve_model
 from dynkern.models.opt import spec_from_config
+from dynkern.report import write_report
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ def planned_specs(num_layers: int) -> list[str]:
 
 def run_planned_quality(config: QualityConfig, console: Console | None = None) -> Path:
     """`dynkern eval` without timing over every planned policy, and teacher-forced losses beside;
-    quality.csv and quality.png in the folder. A local file is taken whole by the generating part
-    only where split is "all": else its part is written to the folder first.
+    quality.csv, quality.png and report.html in the folder. A local file is taken whole by the
+    generating part only where split is "all": else its part is written to the folder first.
 
     Raises ValueError or FileNotFoundError, one line, on bad input.
     """
@@ -58,7 +60,7 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
     num_layers = spec_from_config(read_config(resolve_model(config.model))).num_layers
     make_folder(config.output)
     part = _write_part(config)
-    sweep = SweepConfig(
+    generating = SweepConfig(
         config.model,
         str(part),
         tuple(planned_specs(num_layers)),
@@ -72,7 +74,7 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
         resume=config.resume,
         timing=False,
     )
-    run_sweep(sweep, console)
+    page = sweep(generating, console)
     runs = json.loads((config.output / "results.json").read_text(encoding="utf-8"))["runs"]
     model, batches = teacher_forced_batches(config)
     with Progressing(console) as progress:
@@ -95,6 +97,8 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
         "layers run per routed token (mean)",
         "ROUGE-L F1 (band: 95 % interval)",
     )
+    path = write_report(config.output, quality_report(page, config, rows))
+    console.print(f"report in {path}", highlight=False, soft_wrap=True)
     return config.output
 
 

@@ -20,7 +20,9 @@ from dynkern.allocation.table import Table, load_table
 from dynkern.allocation.training import HEADS, split, train
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
 from dynkern.evaluation.allocation_report import group_rows, save_csv, save_figure, save_json
+from dynkern.evaluation.predictor_page import predictor_report
 from dynkern.files import make_folder
+from dynkern.report import write_report
 from dynkern.routes import check_choice
 
 Floats = NDArray[np.float64]
@@ -49,8 +51,9 @@ class PredictorConfig:
 
 
 def run_training(config: PredictorConfig, console: Console) -> Path:
-    """Train, save, and report on the test split: report.json, gap.csv, gap.png, groups.csv and
-    groups.png beside the predictor. ValueError, one line, on bad input or an output in use.
+    """Train, save, and report on the test split: report.json, gap.csv, gap.png, groups.csv,
+    groups.png and report.html beside the predictor. ValueError, one line, on bad input or an output
+    in use.
     """
     check_choice("head", config.head, HEADS)
     if (config.output / JSON_NAME).exists():
@@ -92,6 +95,12 @@ def run_training(config: PredictorConfig, console: Console) -> Path:
         save_figure(config.output / "groups.png", draw_groups(groups, title))
     _print(console, judged, predictor)
     console.print(f"predictor in {config.output}", highlight=False, soft_wrap=True)
+    details = {
+        "Every way at each mean number of layers": judged.curve_rows(),
+        "Budget and quality in groups": group_rows(groups),
+    }
+    page = write_report(config.output, predictor_report(table, predictor, judged, details, config))
+    console.print(f"report in {page}", highlight=False, soft_wrap=True)
     return config.output
 
 

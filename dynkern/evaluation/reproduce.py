@@ -24,11 +24,13 @@ from dynkern.evaluation.hidden_states import (
     teacher_forced_batches,
 )
 from dynkern.evaluation.progress import Progressing
+from dynkern.evaluation.reproduce_page import reproduce_report
 from dynkern.evaluation.rouge import score
 from dynkern.evaluation.sweep import encode_prompts
 from dynkern.evaluation.tables import write_csv
 from dynkern.files import make_folder, write_whole
 from dynkern.llm import LLM
+from dynkern.report import write_report
 from dynkern.training.controllers import ControllerConfig, run_controllers
 
 # two controllers count as of one budget where their layers are this close
@@ -70,7 +72,7 @@ class Claim:
 
 
 def run_reproduce(config: ReproduceConfig, console: Console | None = None) -> Path:
-    """Write report.md and report.json, with the experiments' own files in folders beside them.
+    """Write report.md, report.json and report.html, with the experiments' own files in folders beside them.
 
     Raises ValueError or FileNotFoundError, one line, on bad input.
     """
@@ -109,6 +111,8 @@ def run_reproduce(config: ReproduceConfig, console: Console | None = None) -> Pa
     report = report_text(config, claims)
     write_whole(config.output / "report.md", lambda part: part.write_text(report))
     console.print(report, highlight=False, markup=False, soft_wrap=True)
+    page = write_report(config.output, reproduce_report(config, claims))
+    console.print(f"report in {page}", highlight=False, soft_wrap=True)
     return config.output
 
 

@@ -134,6 +134,7 @@ def _natural_columns(timings: Timings[RunResult], spec: str) -> dict[str, Any]:
     seconds = case.spread.median
     return {
         "seconds": seconds,
+        "seconds_spread": [case.spread.low, case.spread.high],
         "seconds_prefill": Spread.of(case.each(lambda r: r.stats.seconds_prefill)).median,
         "seconds_decode": Spread.of(case.each(lambda r: r.stats.seconds_decode)).median,
         "tokens_per_second": case.values[-1][-1].stats.new_tokens / seconds,

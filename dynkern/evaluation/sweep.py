@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dynkern.data import TEMPLATES, Record, encode_prompt, load_records, prompt_cap
 from dynkern.evaluation.analysis import aggregate
+from dynkern.evaluation.eval_page import eval_report, observe
 from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.quality import Prompt, run_quality
 from dynkern.evaluation.report import RUN_KEYS, plot_curve, print_table, write_results
@@ -22,6 +23,7 @@ from dynkern.files import make_folder
 from dynkern.llm import LLM
 from dynkern.policies import check_policy, is_planned
 from dynkern.policies import policy as make_policy
+from dynkern.report import Report, write_report
 from dynkern.routes import check_choice
 from dynkern.runtime.engine import RunOptions
 from dynkern.runtime.request import Policy
@@ -76,12 +78,20 @@ class SweepConfig:
 
 
 def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
-    """Measure, print a table, write results.json, samples.jsonl and curve.png; their folder.
+    """Measure, print a table, write results.json, samples.jsonl, curve.png and report.html; their
+    folder. The report's path is printed last.
 
     Raises ValueError or FileNotFoundError, one line, on bad input; an interrupt loses only the
     rows in flight, and `resume` goes on from samples.jsonl.
     """
     console = console or Console()
+    page = write_report(config.output, sweep(config, console))
+    console.print(f"report in {page}", highlight=False, soft_wrap=True)
+    return config.output
+
+
+def sweep(config: SweepConfig, console: Console) -> Report:
+    """The same but for report.html: what it would say."""
     policies = config.check()
     records = load_records(config.data, config.split, config.limit)
     llm = LLM(config.model, dtype=config.dtype, backend=config.backend)
@@ -113,12 +123,13 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
             )
             speed = measure_speed(llm, plan, progress.task("timing"))
         runs = [_run_row(store, spec, config, speed) for spec in policies]
+        seen = observe(store, list(policies), prompts)
     meta = _meta(llm, config, prompts, truncated, started, speed)
     write_results(config.output / "results.json", meta, runs)
     plot_curve(runs, config.output / "curve.png")
     print_table(console, runs, meta)
     console.print(f"results in {config.output}", highlight=False, soft_wrap=True)
-    return config.output
+    return eval_report(meta, runs, seen, config)
 
 
 def encode_prompts(

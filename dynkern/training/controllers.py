@@ -15,6 +15,7 @@ from rich.console import Console
 from dynkern.controller_file import INPUTS, ControllerInfo, write_controller
 from dynkern.data import TEMPLATES
 from dynkern.files import make_folder, replace_folder, write_whole
+from dynkern.report import write_report
 from dynkern.routes import check_choice
 from dynkern.training.data import load_split
 from dynkern.training.finetune import (
@@ -30,6 +31,7 @@ from dynkern.training.finetune import (
 from dynkern.training.gates import Gates
 from dynkern.training.loop import LoopResult, LoopSettings, train
 from dynkern.training.model import Regime
+from dynkern.training.page import controllers_report
 
 # the published configurations train the backbone so; gates start from nothing
 DEFAULTS = LoopSettings(2e-5, batch_size=64, epochs=2, schedule="linear", gate_rate=1e-3)
@@ -90,7 +92,8 @@ def run_controllers(config: ControllerConfig, console: Console | None = None) ->
 
     One combination leaves controller.safetensors, controller.json and curves in the folder (and
     model/ where the backbone was trained along); several leave a folder each, and sweep.csv and
-    sweep.png. With resume, finished ones are kept and the stopped one goes on.
+    sweep.png. report.html is about all of them. With resume, finished ones are kept and the
+    stopped one goes on.
 
     Raises ValueError or FileNotFoundError, one line, on bad input.
     """
@@ -115,10 +118,10 @@ def run_controllers(config: ControllerConfig, console: Console | None = None) ->
     make_folder(config.output)
     remember(config.output / "arguments.json", config, settings, config.resume)
     say(console, prepared)
-    start = None
+    start, leads = None, True
     if config.joint and len(grid) > 1:
         start = {name: t.clone() for name, t in prepared.model.state_dict().items()}
-    rows = []
+    rows: list[dict[str, Any]] = []
     for place, info in enumerate(grid):
         folder = config.output if len(grid) == 1 else config.output / _name(info)
         report = folder / "controller.json"
@@ -128,10 +131,15 @@ def run_controllers(config: ControllerConfig, console: Console | None = None) ->
         if place and start is not None:
             prepared.model.gates = None
             prepared.model.load_state_dict(start)
-        rows.append(_train_one(prepared, info, settings, folder, config.resume))
+        row, result = _train_one(prepared, info, settings, folder, config.resume)
+        rows.append(row)
+        leads = result.is_main
         _say_row(console, rows[-1], prepared.model.num_layers, folder)
     if len(grid) > 1:
         write_sweep(config.output, rows)
+    if leads:
+        page = write_report(config.output, controllers_report(config, rows))
+        console.print(f"report in {page}", highlight=False, soft_wrap=True)
     return config.output
 
 
@@ -142,7 +150,7 @@ def _name(info: ControllerInfo) -> str:
 
 def _train_one(
     prepared: Prepared, info: ControllerInfo, settings: LoopSettings, folder: Path, resume: bool
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], LoopResult]:
     import transformers
 
     model = prepared.model
@@ -165,7 +173,7 @@ def _train_one(
         if info.joint:
             replace_folder(folder / "model", lambda part: save_model(prepared, part))
         write_json(folder / "controller.json", row)
-    return row
+    return row, result
 
 
 def judged(result: LoopResult) -> dict[str, Any]:

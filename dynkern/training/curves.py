@@ -51,6 +51,17 @@ def write_curves(output: Path, log: Sequence[Mapping[str, Any]]) -> None:
     write_whole(output / "curves.png", lambda part: figure.savefig(part, format="png"))
 
 
+def read_curves(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's curves.csv, numbers as such; none where there is no such file."""
+    if not (folder / "curves.csv").is_file():
+        return []
+    with (folder / "curves.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            {name: cell if name == "split" else float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(file)
+        ]
+
+
 def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -19,10 +19,12 @@ from dynkern.files import make_folder, replace_folder, write_whole
 from dynkern.models.checkpoint import read_config, resolve_model
 from dynkern.models.opt import spec_from_config
 from dynkern.policies.planned import FixedRoute
+from dynkern.report import write_report
 from dynkern.routes import check_choice
 from dynkern.training.data import Examples, check_lengths, encode_examples, load_split
 from dynkern.training.loop import LoopSettings, train
 from dynkern.training.model import OPTForCausalLM, Regime
+from dynkern.training.page import finetune_report
 from dynkern.training.shapes import shape_config, train_tokenizer
 
 # "paper": arXiv 2410.20022; "authors": its published configurations; "small": a model of some
@@ -101,7 +103,8 @@ class Prepared:
 
 
 def run_finetune(config: FinetuneConfig, console: Console | None = None) -> Path:
-    """Train, then write output/model, curves.csv, curves.png and finetune.json; the folder.
+    """Train, then write output/model, curves.csv, curves.png, finetune.json and report.html; the
+    folder.
 
     Raises ValueError or FileNotFoundError, one line, on bad input; an interrupt loses what came
     after the last checkpoint, and `resume` goes on from there.
@@ -144,6 +147,8 @@ def run_finetune(config: FinetuneConfig, console: Console | None = None) -> Path
             highlight=False,
             soft_wrap=True,
         )
+        page = write_report(config.output, finetune_report(config, report, result.log))
+        console.print(f"report in {page}", highlight=False, soft_wrap=True)
     return config.output
 
 

@@ -1,0 +1,131 @@
+"""report.html of `dynkern reproduce`."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import Any
+
+from dynkern.evaluation.analysis_page import family_lines
+from dynkern.evaluation.eval_page import settings
+from dynkern.report import (
+    Column,
+    Figure,
+    Lines,
+    Point,
+    Report,
+    Section,
+    Series,
+    Table,
+    command_line,
+    conditions,
+)
+from dynkern.report.scales import interval
+
+FILES = {
+    "report.md, report.json": "the claims",
+    "hidden-states/cosine.csv": "distances of final hidden states",
+    "controllers/": "skip controllers, and a report of theirs",
+    "controllers.csv": "what the controllers came to on test prompts",
+}
+
+
+def reproduce_report(config: Any, claims: Sequence[Any]) -> Report:
+    """Of the claims, and of the tables that lie in the folder. config: a ReproduceConfig."""
+    heads = [
+        Column("claim", is_number=False),
+        Column("measured here", is_number=False),
+        Column("95 % interval"),
+        Column("holds?", is_number=False),
+    ]
+    cells = [[c.claim, c.measured, interval(c.interval, 4), c.holds] for c in claims]
+    figures = [*_cosine(config.output), *_controllers(config.output)]
+    sections = [Section("Claims", [Table("Claims of arXiv 2410.20022", heads, cells)])]
+    if figures:
+        sections.append(Section("Curves", figures))
+    return Report(
+        title=f"What holds of arXiv 2410.20022 on {PurePath(config.model).name}",
+        command="reproduce",
+        asked=f"Which of the paper's claims hold for this model on {PurePath(config.data).name}? "
+        f"{config.limit} test records at most.",
+        settings=settings(asdict(config), ["those of the paper"]),
+        found=claim_sentences(claims),
+        sections=sections,
+        conditions=conditions(),
+        rerun=[command_line(config)],
+        notes=["a model and data of other sizes may well contradict the paper"],
+        rerun_note="A folder with checkpoints of another run is refused; --resume goes on.",
+        files=FILES,
+    )
+
+
+def claim_sentences(claims: Sequence[Any]) -> list[str]:
+    """What became of the claims: how many hold, and each that was measured."""
+    counts = Counter(claim.holds for claim in claims)
+    kinds = {
+        "yes": ("holds", "hold"),
+        "no": ("does not", "do not"),
+        "undecided": ("is undecided", "are undecided"),
+        "not measured": ("was not measured", "were not measured"),
+    }
+    told = [f"{counts[k]} {kinds[k][counts[k] != 1]}" for k in kinds if counts[k]]
+    told += [f"{n} said {k!r}" for k, n in counts.items() if k not in kinds]
+    noun = "claim" if len(claims) == 1 else "claims"
+    said = [f"Of {len(claims)} {noun}, {', '.join(told)}."]
+    measured = [claim for claim in claims if claim.interval is not None]
+    for claim in measured[:2]:
+        low, high = claim.interval
+        where = "clear of 0" if low > 0 or high < 0 else "which includes 0"
+        ends = interval(claim.interval, 4)
+        said.append(f"\u201c{claim.claim}\u201d: {claim.holds}; 95 % interval {ends}, {where}.")
+    return said
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: _read(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _read(cell: str) -> Any:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
+
+
+def _cosine(folder: Path) -> list[Figure]:
+    rows = _rows(folder / "hidden-states" / "cosine.csv")
+    if not rows:
+        return []
+    chart = Lines(
+        "layers run by response tokens",
+        "cosine distance to full depth's final state",
+        family_lines(rows, "cosine_distance", "p10", "p90", band=True),
+        whole_x=True,
+    )
+    note = "Teacher-forced, response tokens only. Bands: 10 to 90 % of sequences."
+    return [Figure("How far routes bend the final state", chart, note)]
+
+
+def _controllers(folder: Path) -> list[Figure]:
+    lines: dict[str, list[Point]] = {}
+    for row in _rows(folder / "controllers.csv"):
+        if isinstance(row.get("mean_layers"), float) and isinstance(row.get("rougeL"), float):
+            kind = str(row["controller"]).partition("-")[0]
+            label = str(row["controller"]).rpartition("alpha")[2]
+            point = Point(row["mean_layers"], row["rougeL"], label=label)
+            lines.setdefault(kind, []).append(point)
+    series = [
+        Series(name, sorted(points, key=lambda p: p.x), style)
+        for style, (name, points) in enumerate(sorted(lines.items()), 1)
+    ]
+    if not series:
+        return []
+    chart = Lines("layers run per routed token (mean)", "ROUGE-L F1", series, whole_x=True)
+    note = "By what gates read. Numbers at points: alpha, the cost of a layer in training."
+    return [Figure("Skip controllers on test prompts", chart, note)]
