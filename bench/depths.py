@@ -164,11 +164,8 @@ def main(
         held = load_table(table)
         llm = LLM(model, dtype=dtype or held.manifest["dtype"])
         check_model(llm, held)
-        made = list(
-            _measured(
-                llm, data, held, output, predictor, budget, batches, prompts, repeats, dry_run
-            )
-        )
+        how = (predictor, budget or ["equal", "0.5"], batches, prompts, repeats, dry_run)
+        made = list(_measured(llm, data, held, output, *how))
     except (ValueError, FileNotFoundError) as error:
         refuse(str(error))
     _print(made)
