@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dynkern._version import __version__
 
 if TYPE_CHECKING:
+    from dynkern.evaluation.measured_cost import measure_cost
     from dynkern.hf import OPTForCausalLM, accelerate
     from dynkern.llm import LLM
     from dynkern.ops.backends import use_backend
@@ -19,12 +20,14 @@ __all__ = [
     "__version__",
     "accelerate",
     "is_planned",
+    "measure_cost",
     "policy",
     "use_backend",
 ]
 
 _HOMES = {
     "LLM": "dynkern.llm",
+    "measure_cost": "dynkern.evaluation.measured_cost",
     "OPTForCausalLM": "dynkern.hf",
     "accelerate": "dynkern.hf",
     "policy": "dynkern.policies",

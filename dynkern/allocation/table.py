@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from dynkern.allocation.families import RouteSet
 from dynkern.allocation.store import TableStore
 
 Floats = NDArray[np.float64]
+# arrays that begin with a dimension of prompts
+_BY_PROMPT = ("prompt_tokens", "quality", "tokens", "agreement", "loss")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,17 @@ class Table:
     def num_layers(self) -> int:
         """Layers of the model."""
         return self.routes.num_layers
+
+    def part(self, rows: NDArray[np.int64]) -> Table:
+        """The table of the prompts `rows`, in this order, [n]."""
+        return replace(
+            self,
+            ids=[self.ids[row] for row in rows],
+            digests=[self.digests[row] for row in rows],
+            sources=[self.sources[row] for row in rows],
+            states=None if self.states is None else self.states[rows],
+            **{name: getattr(self, name)[rows] for name in _BY_PROMPT},
+        )
 
     def merged(self) -> tuple[list[str], Floats]:
         """Distinct digests, and the quality of each, [U, R]: prompts that are equal share a route,

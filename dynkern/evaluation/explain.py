@@ -23,6 +23,7 @@ from dynkern.cost import (
 )
 from dynkern.evaluation.calibration import Calibration
 from dynkern.evaluation.judgement import Judgement, judge
+from dynkern.evaluation.measured_cost import counts_up_to
 from dynkern.evaluation.peaks import Peaks, measure_peaks
 from dynkern.evaluation.probe import EngineProbe
 from dynkern.evaluation.timing import interleave
@@ -162,8 +163,7 @@ class Explainer:
 
     def _calibration(self) -> Calibration:
         case, most = self.case, 2 * self.case.batch_size
-        counts = sorted({*(2**i for i in range(most.bit_length())), case.batch_size, most})
-        counts = [n for n in counts if n <= most]
+        counts = sorted({*counts_up_to(most), case.batch_size})
         fills = not is_planned(case.policy) and case.kv_fill in ("project", "deferred")
         fill_counts = [*counts, most * DEFERRED_TOKENS] if case.kv_fill == "deferred" else None
         middle = case.new_tokens // 2

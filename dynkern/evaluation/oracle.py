@@ -18,6 +18,7 @@ from dynkern.evaluation.fill import Filling, fill_agreements, fill_losses, fill_
 from dynkern.evaluation.greedy import removal_order
 from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.quality import Prompt
+from dynkern.evaluation.shards import check_leftover, shard_path, shard_paths
 from dynkern.evaluation.sweep import (
     data_digest,
     digest,
@@ -191,11 +192,7 @@ def _prepare(
     """Lay the table out with its routes and prompts, and join shards that a stopped run left."""
     make_folder(config.output)
     leftover = shard_paths(config.table)
-    if leftover and not config.resume:
-        raise ValueError(
-            f"output: {leftover[0]} is left of a stopped run; go on with --resume or take another "
-            "--output"
-        )
+    check_leftover(leftover, config.resume)
     with TableStore.create(config.table, manifest, config.resume) as store:
         store.check_rows()
         llm = filling.llm
@@ -251,19 +248,14 @@ def _fill_shard(
     team: Team,
     progress: Progressing,
 ) -> None:
-    name = f"{config.table.stem}.shard-{team.rank}-of-{team.size}.sqlite"
+    path = shard_path(config.table, team)
     mine = filling.prompts[team.rank :: team.size]
     with TableStore.connect(config.table) as whole:
         routes = whole.route_set()
-        with TableStore.create(config.output / name, manifest, resume=True) as shard:
+        with TableStore.create(path, manifest, resume=True) as shard:
             assert isinstance(routes, RouteSet)
             shard.put_routes(routes)
             _fill(filling, mine, shard, config.losses, progress, elsewhere=whole)
-
-
-def shard_paths(table: Path) -> list[Path]:
-    """Shards beside a table, in order."""
-    return sorted(table.parent.glob(f"{table.stem}.shard-*-of-*.sqlite"))
 
 
 def finish_table(table: Path, progress: Progressing) -> int:

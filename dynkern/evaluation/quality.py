@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,18 +30,26 @@ def run_quality(
     batch_size: int,
     run: dict[str, Any],
     report: Callable[[int, int, str], None],
+    *,
+    rank: int = 0,
+    size: int = 1,
+    elsewhere: Mapping[str, Set[str]] | None = None,
 ) -> None:
     """Generate and score what `store` does not hold yet; rows are kept as soon as they are done.
 
-    Batches are cut by the place in the data, so a resumed run decodes a row in the same company.
-    run: further keyword arguments of LLM.run. report(done, total, label) counts texts.
+    Batches are cut by the place in the data, so that a row decodes in the same company in a
+    resumed run and on any rank: of `size` ranks each takes every size-th batch. elsewhere: prompt
+    ids by policy that another store holds. run: further keyword arguments of LLM.run.
+    report(done, total, label) counts texts of this rank.
     """
-    total = len(prompts) * len(policies)
-    done_before = {spec: store.done(spec) for spec in policies}
-    done = sum(len(ids) for ids in done_before.values())
+    batches = [prompts[at : at + batch_size] for at in range(0, len(prompts), batch_size)]
+    batches = batches[rank::size]
+    total = sum(map(len, batches)) * len(policies)
+    done_before = {spec: store.done(spec) | (elsewhere or {}).get(spec, set()) for spec in policies}
+    mine = {prompt.record.id for batch in batches for prompt in batch}
+    done = sum(len(ids & mine) for ids in done_before.values())
     for spec, policy in policies.items():
-        for start in range(0, len(prompts), batch_size):
-            batch = prompts[start : start + batch_size]
+        for batch in batches:
             missing = [p for p in batch if p.record.id not in done_before[spec]]
             report(done, total, spec)
             if not missing:

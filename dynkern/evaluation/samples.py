@@ -37,6 +37,20 @@ ROW_KEYS = (
 _HEADER_START = b'{"kind": "header"'
 
 
+def rows_of(path: Path) -> dict[str, set[str]]:
+    """Prompt ids by policy of the whole rows in a file that a SampleStore has checked, and which
+    another process may hold open.
+    """
+    held: dict[str, set[str]] = {}
+    with open(path, "rb") as lines:
+        next(lines, b"")
+        for line in lines:
+            if line.endswith(b"\n"):
+                row = json.loads(line)
+                held.setdefault(row["policy"], set()).add(row["prompt_id"])
+    return held
+
+
 class SampleStore:
     """Append-only rows of one quality pass.
 
@@ -82,6 +96,11 @@ class SampleStore:
             self._file.close()
             raise
 
+    @property
+    def policies(self) -> list[str]:
+        """Those that have rows, in the order in which they came."""
+        return list(self._places)
+
     def done(self, policy: str) -> set[str]:
         """Prompt ids that have a row under `policy`."""
         return set(self._places.get(policy, ()))
@@ -117,6 +136,25 @@ class SampleStore:
         self._write(b"".join(lines))
         for policy, prompt_id, at, length in places:
             self._places.setdefault(policy, {})[prompt_id] = (at, length)
+
+    def take_over(self, shards: Sequence[SampleStore], policies: Sequence[str]) -> int:
+        """Add the rows of shards of this very pass that are not here yet; how many.
+
+        They come policy by policy (`policies`, then others) in data order, as one process would
+        have written them. Taking over a second time changes nothing.
+        """
+        taken = 0
+        every = [*policies, *(spec for shard in shards for spec in shard.policies)]
+        for spec in dict.fromkeys(every):
+            held = self.done(spec)
+            rows = {row["prompt_id"]: row for shard in shards for row in shard.rows(spec)}
+            fresh = [row for id, row in rows.items() if id not in held]
+            if self._order is not None:
+                fresh.sort(key=lambda row: self._order[row["prompt_id"]])
+            if fresh:
+                self.append(fresh)
+            taken += len(fresh)
+        return taken
 
     def close(self) -> None:
         """Close the file; the store is of no use afterwards."""

@@ -9,6 +9,7 @@ from typing import Any
 from dynkern.cost import roofline_efficiency, roofline_of_passes
 from dynkern.evaluation.calibration import Calibration
 from dynkern.evaluation.judgement import judge
+from dynkern.evaluation.measured_cost import counts_up_to
 from dynkern.evaluation.peaks import PeakMemory, Peaks, measure_peaks
 from dynkern.evaluation.probe import EngineProbe
 from dynkern.evaluation.timing import Spread, Timings, interleave
@@ -48,21 +49,25 @@ class SpeedReport:
 
 
 def measure_speed(llm: LLM, plan: TimingPlan, report: Report) -> SpeedReport:
-    """Time every policy of the plan; "full" must be among them. report(done, total, label)."""
+    """Time every policy of the plan; "full" must be among them. The engine keeps the cost model
+    that comes of it. report(done, total, label).
+    """
     peaks = measure_peaks(llm.weight_bytes, llm.engine.weights.dtype, llm.device, progress=report)
     calibration = _calibration(llm, plan)
     memory: dict[str, int | None] = {}
-    natural = interleave(
-        {spec: _natural(llm, plan, spec, memory) for spec in plan.policies},
-        plan.repeats,
-        progress=report,
-    )
     forced = interleave(
         {**calibration.cases, **{spec: _forced(llm, plan, spec) for spec in plan.policies}},
         plan.repeats,
         progress=report,
     )
     model = calibration.model(forced)
+    # from here on, and after this pass, schedules are chosen by it
+    llm.engine.cost_model = model
+    natural = interleave(
+        {spec: _natural(llm, plan, spec, memory) for spec in plan.policies},
+        plan.repeats,
+        progress=report,
+    )
     columns = {
         spec: {
             **_natural_columns(natural, spec),
@@ -114,8 +119,7 @@ def _forced(llm: LLM, plan: TimingPlan, spec: str) -> Callable[[], RunResult]:
 
 def _calibration(llm: LLM, plan: TimingPlan) -> Calibration:
     rows = len(plan.forced_prompts)
-    counts = sorted({*(2**i for i in range(rows.bit_length())), rows})
-    counts = [n for n in counts if n <= rows]
+    counts = counts_up_to(rows)
     middle = plan.max_new_tokens // 2
     lengths = [len(prompt) + middle for prompt in plan.forced_prompts]
     fills = plan.run.get("kv_fill") in ("project", "deferred")

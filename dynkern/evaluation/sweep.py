@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,8 +18,10 @@ from dynkern.evaluation.eval_page import eval_report, observe
 from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.quality import Prompt, run_quality
 from dynkern.evaluation.report import RUN_KEYS, plot_curve, print_table, write_results
-from dynkern.evaluation.samples import SampleStore
+from dynkern.evaluation.samples import SampleStore, rows_of
+from dynkern.evaluation.shards import check_leftover, shard_path, shard_paths
 from dynkern.evaluation.speed import SpeedReport, TimingPlan, measure_speed
+from dynkern.evaluation.team import Team
 from dynkern.files import make_folder
 from dynkern.llm import LLM
 from dynkern.policies import check_policy, is_planned
@@ -81,55 +84,140 @@ def run_sweep(config: SweepConfig, console: Console | None = None) -> Path:
     """Measure, print a table, write results.json, samples.jsonl, curve.png and report.html; their
     folder. The report's path is printed last.
 
-    Raises ValueError or FileNotFoundError, one line, on bad input; an interrupt loses only the
-    rows in flight, and `resume` goes on from samples.jsonl.
+    Under a launcher each rank generates its share of the batches into a shard of its own; rank 0
+    joins them, and times policies once the others are done. Raises ValueError or
+    FileNotFoundError, one line, on bad input; an interrupt or a kill loses only the rows in flight,
+    and `resume` goes on from samples.jsonl and what shards there are, with any number of ranks.
     """
-    console = console or Console()
-    page = write_report(config.output, sweep(config, console))
-    console.print(f"report in {page}", highlight=False, soft_wrap=True)
+    page = None
+    with Team() as team:
+        console = console or Console(quiet=not team.leads)
+        made = sweep(config, console, team)
+        if made is not None:
+            page = write_report(config.output, made)
+    if page is not None:
+        console.print(f"report in {page}", highlight=False, soft_wrap=True)
     return config.output
 
 
-def sweep(config: SweepConfig, console: Console) -> Report:
-    """The same but for report.html: what it would say."""
+def sweep(config: SweepConfig, console: Console, team: Team) -> Report | None:
+    """The same but for report.html: what it would say; None of a rank that does not lead."""
     policies = config.check()
     records = load_records(config.data, config.split, config.limit)
-    llm = LLM(config.model, dtype=config.dtype, backend=config.backend)
+    llm = LLM(config.model, dtype=config.dtype, backend=config.backend, device=team.device)
     for policy in policies.values():
         check_policy(policy, llm.spec.num_layers)
     prompts, truncated = encode_prompts(llm, records, config.template, config.max_new_tokens)
     on = ", ".join(f"{name} {value}" for name, value in llm.describe().items())
-    console.print(f"prompts {len(prompts)}, policies {len(policies)}, {on}", highlight=False)
+    counts = f"prompts {len(prompts)}, policies {len(policies)}, processes {team.size}"
+    console.print(f"{counts}, {on}", highlight=False)
     started = datetime.now(timezone.utc)
-    make_folder(config.output)
-    store = SampleStore(
-        config.output / "samples.jsonl",
-        _fingerprint(llm, prompts, config),
-        config.resume,
-        order=[record.id for record in records],
-    )
-    with store, Progressing(console) as progress:
-        run = {**config.run, "max_new_tokens": config.max_new_tokens}
-        run_quality(llm, prompts, policies, store, config.batch_size, run, progress.task("quality"))
-        speed = None
-        if config.timing:
-            plan = TimingPlan(
-                [p.ids for p in prompts[: TIMED_BATCHES * config.batch_size]],
-                policies,
-                config.batch_size,
-                config.max_new_tokens,
-                config.repeat,
-                config.run,
-            )
-            speed = measure_speed(llm, plan, progress.task("timing"))
-        runs = [_run_row(store, spec, config, speed) for spec in policies]
-        seen = observe(store, list(policies), prompts)
+    part = _Sweep(config, policies, llm, prompts, team)
+    with Progressing(console) as progress:
+        if not team.leads:
+            part.fill_shard(progress)
+            # what is timed now has the machine to itself
+            return None
+        with part.prepared() as store:
+            part.fill(store, progress)
+            speed = part.speed(progress) if config.timing else None
+            runs = [_run_row(store, spec, config, speed) for spec in policies]
+            seen = observe(store, list(policies), prompts)
     meta = _meta(llm, config, prompts, truncated, started, speed)
     write_results(config.output / "results.json", meta, runs)
     plot_curve(runs, config.output / "curve.png")
     print_table(console, runs, meta)
     console.print(f"results in {config.output}", highlight=False, soft_wrap=True)
     return eval_report(meta, runs, seen, config)
+
+
+class _Sweep:
+    """One rank's part of a sweep."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        policies: dict[str, Policy],
+        llm: LLM,
+        prompts: list[Prompt],
+        team: Team,
+    ) -> None:
+        self.config, self.policies, self.llm, self.team = config, policies, llm, team
+        self.prompts = prompts
+        self.path = config.output / "samples.jsonl"
+        self._fingerprint = _fingerprint(llm, prompts, config)
+
+    def _store(self, path: Path, resume: bool) -> SampleStore:
+        order = [prompt.record.id for prompt in self.prompts]
+        return SampleStore(path, self._fingerprint, resume, order)
+
+    def prepared(self) -> SampleStore:
+        """samples.jsonl, with the rows of shards that a stopped run left."""
+        make_folder(self.config.output)
+        check_leftover(shard_paths(self.path), self.config.resume)
+        store = self._store(self.path, self.config.resume)
+        try:
+            self._join(store)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def fill(self, store: SampleStore, progress: Progressing) -> None:
+        """Rank 0: every text in samples.jsonl, those of other ranks too."""
+        if self.team.size == 1:
+            self._run(store, progress)
+            return
+        self.fill_shard(progress)
+        self._join(store)
+
+    def fill_shard(self, progress: Progressing) -> None:
+        """This rank's batches, as far as samples.jsonl lacks them; every rank is done then."""
+        self.team.wait()
+        with self._store(shard_path(self.path, self.team), resume=True) as shard:
+            self._run(shard, progress, rows_of(self.path))
+        self.team.wait()
+
+    def _run(
+        self,
+        store: SampleStore,
+        progress: Progressing,
+        elsewhere: dict[str, set[str]] | None = None,
+    ) -> None:
+        config, team = self.config, self.team
+        run_quality(
+            self.llm,
+            self.prompts,
+            self.policies,
+            store,
+            config.batch_size,
+            {**config.run, "max_new_tokens": config.max_new_tokens},
+            progress.task("quality"),
+            rank=team.rank,
+            size=team.size,
+            elsewhere=elsewhere,
+        )
+
+    def _join(self, store: SampleStore) -> None:
+        paths = shard_paths(self.path)
+        with ExitStack() as stack:
+            shards = [stack.enter_context(self._store(path, resume=True)) for path in paths]
+            store.take_over(shards, list(self.policies))
+        for path in paths:
+            path.unlink()
+
+    def speed(self, progress: Progressing) -> SpeedReport:
+        """The timing pass, on rank 0 alone."""
+        config = self.config
+        plan = TimingPlan(
+            [p.ids for p in self.prompts[: TIMED_BATCHES * config.batch_size]],
+            self.policies,
+            config.batch_size,
+            config.max_new_tokens,
+            config.repeat,
+            config.run,
+        )
+        return measure_speed(self.llm, plan, progress.task("timing"))
 
 
 def encode_prompts(

@@ -53,7 +53,7 @@ class Team:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
             raise ValueError(
                 f"another process of this run has ended early ({reason}); start it again with "
-                "--resume, or join what is there with `dynkern merge`"
+                "--resume, with as many processes as you like"
             ) from None
 
     def __enter__(self) -> Team:

@@ -22,6 +22,7 @@ from dynkern.evaluation.rouge import score
 from dynkern.evaluation.teacher_forced import teacher_forced_losses
 from dynkern.llm import LLM
 from support.checkpoint import save_checkpoint, save_records
+from support.launches import OneOfTwo, launched
 from support.tables import dump
 
 COUNT, LAYERS = 7, 4
@@ -174,38 +175,11 @@ def test_a_kill_loses_no_more_than_the_rows_in_flight(place, whole, tmp_path):
 
 def test_two_processes_give_the_table_of_one(place, whole, tmp_path):
     output = tmp_path / "out"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "dynkern", *arguments(place, output)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = launched(2, arguments(place, output))
     assert done.returncode == 0, done.stderr
     assert dump(output / FILE_NAME) == dump(whole / FILE_NAME)
     assert (output / "results.json").read_bytes() == (whole / "results.json").read_bytes()
     assert not list(output.glob("*shard*"))
-
-
-class OneOfTwo:
-    """Rank `rank` of two, whose other rank is gone once the table is laid out."""
-
-    size, device = 2, None
-
-    def __init__(self, rank: int) -> None:
-        self.rank, self.waited = rank, 0
-
-    @property
-    def leads(self):
-        return self.rank == 0
-
-    def wait(self):
-        self.waited += 1
-        if self.waited == 2:
-            raise ValueError("another process of this run has ended early")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
 
 
 def test_shards_of_a_rank_that_died_are_joined(place, whole, tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,13 @@ def test_resuming_with_other_settings_is_refused(place, tmp_path):
 
 def test_timing_columns(place, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "TIMED_BATCHES", 1)
+    run, known = LLM.run, []
+
+    def watched(self, *arguments, **options):
+        known.append((options.get("force_length", False), self.engine.cost_model))
+        return run(self, *arguments, **options)
+
+    monkeypatch.setattr(LLM, "run", watched)
     policies = ("uniform:3", "stochastic:0.5")
     config = config_for(
         place,
@@ -148,6 +156,10 @@ def test_timing_columns(place, tmp_path, monkeypatch):
     stamp = results["meta"]["timing"]
     assert stamp["timed_prompts"] == 4 and stamp["peaks"]["bandwidth"] > 0
     assert stamp["cost_model"]["fill"] is not None
+    # natural runs, which have rows that wait, are scheduled by what was measured
+    natural = [model for forced, model in known if not forced]
+    kept = json.loads(json.dumps(asdict(natural[-1]))) if natural[-1] else None
+    assert kept == stamp["cost_model"] and natural[-1].layer.rows == (1, 2, 4)
 
 
 def test_policies_given_twice_run_once(place, tmp_path):
