@@ -98,12 +98,18 @@ def compare_engines(
     """Whole loops of every engine in turn; a row each. sizes: batch, prompt, new_tokens."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     loaded, foreign = dict.fromkeys(engines, False), dict.fromkeys(engines, 0.0)
-    for engine in engines.values():
-        engine.run(**sizes, vocabulary=vocabulary)  # not timed: compiles, allocates, warms up
+    engines = dict(engines)
+    for name, engine in list(engines.items()):
+        done = engine.run(**sizes, vocabulary=vocabulary)  # not timed: compiles, warms up
+        if "reason" in done:
+            del engines[name], seconds[name]
+            yield {"engine": name, "note": done["reason"]}
     for _ in range(repeats):
         for name, engine in engines.items():
             for attempt in range(TRIES):
                 done = engine.run(**sizes, vocabulary=vocabulary)
+                if "reason" in done:
+                    raise RuntimeError(f"{name}: {done['reason']}")
                 quiet = done["foreign"] <= LOAD_LIMIT
                 if quiet or attempt == TRIES - 1:
                     loaded[name] |= not quiet

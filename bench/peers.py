@@ -12,14 +12,12 @@ import os
 import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-# generated, prompt tokens and rows of one run; the reply's seconds are of the whole loop
-Run = Callable[[list[list[int]], int], None]
+from bench.peer_runs import EOS, How, Run, Watch, padded
 
 KINDS = (
     "dynkern-float32",
@@ -32,38 +30,93 @@ KINDS = (
     "ctranslate2-int8",
     "hf-float32",
     "hf-bfloat16",
+    "hf_static-float32",
+    "hf_static-bfloat16",
 )
 EXTRA = "pip install 'dynkern[bench]'"
 
 
 def _dynkern(checkpoint: Path, dtype: str) -> Run:
     import dynkern
+    from dynkern.policies import policy as make_policy
+    from dynkern.runtime.engine import RunOptions
+    from dynkern.runtime.request import Request, RunStats
 
     llm = dynkern.LLM(checkpoint, dtype=dtype)
 
-    def run(prompts: list[list[int]], new_tokens: int) -> None:
+    def run(prompts: list[list[int]], new_tokens: int, how: How) -> None:
+        if how.watch is not None:
+            watched(prompts, new_tokens, how)
+            return
         llm.run(
             prompts,
-            "full",
+            how.policy,
             max_new_tokens=new_tokens,
             batch_size=len(prompts),
-            force_length=True,
+            force_length=not how.natural,
         )
+
+    def watched(prompts: list[list[int]], new_tokens: int, how: How) -> None:
+        policy, eos = make_policy(how.policy), frozenset([EOS])
+        requests = [
+            Request(i, tuple(prompt), policy, new_tokens, eos, force_length=not how.natural)
+            for i, prompt in enumerate(prompts)
+        ]
+        options = RunOptions(batch_size=len(prompts))
+        with llm.engine.session(options, RunStats(), expected=len(prompts)) as session:
+            session.submit(requests)
+            while session.busy:
+                events = session.step()
+                at = how.watch.now()
+                for event in events:
+                    how.watch.note(event.request_id, at)
 
     return run
 
 
 def _hf(checkpoint: Path, dtype: str) -> Run:
+    return _transformers(checkpoint, dtype, {})
+
+
+def _hf_static(checkpoint: Path, dtype: str) -> Run:
+    from transformers import CompileConfig
+
+    # generate compiles on a GPU of its own accord, on a CPU only when told
+    compiled = CompileConfig(mode="default")
+    compiled._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": compiled}
+    return _transformers(checkpoint, dtype, options)
+
+
+def _transformers(checkpoint: Path, dtype: str, options: dict[str, Any]) -> Run:
     import torch
-    from transformers import OPTForCausalLM
+    from transformers import OPTForCausalLM, StoppingCriteria
 
     model = OPTForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).eval()
 
-    def run(prompts: list[list[int]], new_tokens: int) -> None:
-        ids = torch.tensor(prompts)
-        mask = torch.ones_like(ids)
-        new = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens, "do_sample": False}
-        model.generate(ids, attention_mask=mask, **new)
+    class Told(StoppingCriteria):
+        """Called once a step's tokens are there."""
+
+        def __init__(self, watch: Watch) -> None:
+            self.watch = watch
+
+        def __call__(self, input_ids: Any, scores: Any, **other: Any) -> Any:
+            at = self.watch.now()
+            for row in range(len(input_ids)):
+                self.watch.note(row, at)
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    def run(prompts: list[list[int]], new_tokens: int, how: How) -> None:
+        ids, mask = map(torch.tensor, padded(prompts))
+        new = {"max_new_tokens": new_tokens, "do_sample": False, **options}
+        if not how.natural:
+            new["min_new_tokens"] = new_tokens
+        if how.watch is not None:
+            new["stopping_criteria"] = [Told(how.watch)]
+        out = model.generate(ids, attention_mask=mask, **new)[:, ids.shape[1] :].tolist()
+        if how.watch is not None and how.natural:
+            for row, tokens in enumerate(out):
+                how.watch.cut(row, tokens.index(EOS) + 1 if EOS in tokens else len(tokens))
 
     return run
 
@@ -98,16 +151,26 @@ def _openvino(checkpoint: Path, dtype: str) -> Run:
     }
     pipeline = genai.LLMPipeline(str(converted), "CPU", settings)
 
-    def run(prompts: list[list[int]], new_tokens: int) -> None:
-        ids = np.array(prompts, dtype=np.int64)
+    def run(prompts: list[list[int]], new_tokens: int, how: How) -> None:
+        ids, mask = (np.array(part, dtype=np.int64) for part in padded(prompts))
         config = genai.GenerationConfig()
-        config.max_new_tokens = config.min_new_tokens = new_tokens
-        config.ignore_eos, config.do_sample = True, False
-        config.apply_chat_template = False
-        inputs = genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(np.ones_like(ids)))
-        tokens = pipeline.generate(inputs, config).tokens
-        if [len(row) for row in tokens] != [new_tokens] * len(prompts):
-            raise RuntimeError(f"openvino generated {len(tokens[0])} tokens, not {new_tokens}")
+        config.max_new_tokens = new_tokens
+        if how.natural:
+            config.set_eos_token_id(EOS)
+        else:
+            config.min_new_tokens, config.ignore_eos = new_tokens, True
+        config.do_sample, config.apply_chat_template = False, False
+        inputs = genai.TokenizedInputs(openvino.Tensor(ids), openvino.Tensor(mask))
+        result = pipeline.generate(inputs, config)
+        lengths = [len(row) for row in result.tokens]
+        if not how.natural and lengths != [new_tokens] * len(prompts):
+            raise RuntimeError(f"openvino generated {lengths[0]} tokens, not {new_tokens}")
+        if how.watch is not None:
+            first = result.perf_metrics.get_ttft().mean / 1e3
+            steps = result.perf_metrics.raw_metrics.m_new_token_times
+            for row, length in enumerate(lengths):
+                for step in steps[:length]:
+                    how.watch.note(row, first + (step - steps[0]) / 1e3)
 
     return run
 
@@ -141,16 +204,21 @@ def _ctranslate2(checkpoint: Path, dtype: str) -> Run:
         str(converted), device="cpu", compute_type=compute, intra_threads=threads
     )
 
-    def run(prompts: list[list[int]], new_tokens: int) -> None:
+    def run(prompts: list[list[int]], new_tokens: int, how: How) -> None:
+        def told(step: Any) -> bool:
+            how.watch.note(step.batch_id, how.watch.now())
+            return False
+
         results = generator.generate_batch(
             [[f"t{i}" for i in prompt] for prompt in prompts],
             max_length=new_tokens,
-            min_length=new_tokens,
+            min_length=0 if how.natural else new_tokens,
             include_prompt_in_result=False,
-            end_token=[],
+            end_token=f"t{EOS}" if how.natural else [],
+            callback=told if how.watch is not None else None,
         )
         lengths = [len(result.sequences_ids[0]) for result in results]
-        if lengths != [new_tokens] * len(prompts):
+        if not how.natural and lengths != [new_tokens] * len(prompts):
             raise RuntimeError(f"ctranslate2 generated {lengths[0]} tokens, not {new_tokens}")
 
     return run
@@ -159,12 +227,13 @@ def _ctranslate2(checkpoint: Path, dtype: str) -> Run:
 _LOADERS = {
     "dynkern": _dynkern,
     "hf": _hf,
+    "hf_static": _hf_static,
     "openvino": _openvino,
     "ctranslate2": _ctranslate2,
 }
 
 
-_PACKAGES = {"hf": "transformers", "openvino": "openvino-genai"}
+_PACKAGES = {"hf": "transformers", "hf_static": "transformers", "openvino": "openvino-genai"}
 
 
 def _version(name: str) -> str:
@@ -175,6 +244,10 @@ def _version(name: str) -> str:
 
         return f"{dynkern.__version__} {native.cpu_isa()}"
     return version(_PACKAGES.get(name, name))
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
 
 def _resident_bytes() -> int:
@@ -209,19 +282,26 @@ def serve(kind: str, checkpoint: Path) -> None:
         answer(ready=False, reason=f"{error.name} is not installed ({EXTRA})")
         return
     except Exception as error:
-        answer(ready=False, reason=f"{type(error).__name__}: {error}".splitlines()[0])
+        answer(ready=False, reason=_one_line(error))
         return
     for line in sys.stdin:
         wanted = json.loads(line)
-        prompts = [
+        prompts = wanted.get("prompts") or [
             [2, *(random.randrange(4, wanted["vocabulary"]) for _ in range(wanted["prompt"] - 1))]
             for _ in range(wanted["batch"])
         ]
-        with LoadMeter() as meter:
-            started = time.perf_counter()
-            run(prompts, wanted["new_tokens"])
-            seconds = time.perf_counter() - started
-        answer(seconds=seconds, foreign=meter.load.worst, metered=meter.load.metered)
+        try:
+            with LoadMeter() as meter:
+                watch = Watch(len(prompts))
+                listens = watch if "prompts" in wanted else None
+                how = How(listens, wanted.get("natural", False), wanted.get("policy", "full"))
+                run(prompts, wanted["new_tokens"], how)
+                seconds = watch.now()
+        except Exception as error:
+            answer(reason=_one_line(error))
+            continue
+        load = {"foreign": meter.load.worst, "metered": meter.load.metered}
+        answer(seconds=seconds, times=watch.times if listens else None, **load)
 
 
 class Engine:
@@ -250,15 +330,37 @@ class Engine:
         self.version = str(first.get("version", ""))
 
     def run(self, batch: int, prompt: int, new_tokens: int, vocabulary: int) -> dict[str, Any]:
-        """seconds of the whole loop, foreign load in cores, whether it was metered."""
+        """seconds of the whole loop, foreign load in cores, whether it was metered; or `reason`."""
         wanted = {"batch": batch, "prompt": prompt, "new_tokens": new_tokens}
-        self._process.stdin.write(json.dumps({**wanted, "vocabulary": vocabulary}) + "\n")
-        self._process.stdin.flush()
+        return self._ask({**wanted, "vocabulary": vocabulary})
+
+    def answer(self, prompts: list[list[int]], new_tokens: int, **how: Any) -> dict[str, Any]:
+        """As `run`, of these prompts, with `times` of each row's tokens and `peak`, the most
+        resident memory of the process meanwhile, libraries included. how: natural, policy.
+        """
+        proc = Path(f"/proc/{self._process.pid}")
+        with suppress(OSError):
+            (proc / "clear_refs").write_text("5")
+        done = self._ask({"prompts": prompts, "new_tokens": new_tokens, **how})
+        peak = 0
+        with suppress(OSError):
+            for line in (proc / "status").read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    peak = int(line.split()[1]) << 10
+        return {**done, "peak": peak}
+
+    def _ask(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        try:
+            self._process.stdin.write(json.dumps(wanted) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has ended, which is read next
         return self._read()
 
     def close(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        with suppress(OSError):
+            self._process.stdin.close()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:

@@ -63,3 +63,21 @@ def append(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
     writer.writerows(rows)
     append_whole(path, text.getvalue().encode())
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Rows of a results file, dry runs left out. ValueError, one line, where there are none."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot be read ({error}), expected a results file") from None
+    rows = [row for row in rows if row.get("dry_run", "0") in ("", "0")]
+    if not rows:
+        raise ValueError(f"{path}: no measured rows, expected some")
+    return rows
+
+
+def latest(rows: Sequence[dict[str, str]], keys: Sequence[str]) -> list[dict[str, str]]:
+    """The last row of every case, cases being told apart by `keys`."""
+    return list({tuple(row[key] for key in keys): row for row in rows}.values())

@@ -23,8 +23,9 @@ class PassCount:
 
     rows: alive rows, all of which pass through embedding and LM head. layer_rows: for each layer,
     the rows that ran it. fill_rows: for each layer, the tokens whose K/V was filled by projection
-    (() if none). head_rows: extra rows through the LM head at exit layers, summed over those
-    layers. length: mean K/V entries of the alive rows before the pass.
+    (() if none). head_rows: rows through the LM head beyond one of each alive row: those that an
+    exit layer asked it about and that went on. length: mean K/V entries of the alive rows before
+    the pass.
     """
 
     rows: int

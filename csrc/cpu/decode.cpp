@@ -182,6 +182,7 @@ Rows DecodePass::leaving(const Rows& rows, const std::vector<float>& before) {
       // the exit's head has seen the very hidden state that the final head would see
       token_[static_cast<size_t>(rows[j])] = best[j].token;
       settled_[static_cast<size_t>(rows[j])] = 1;
+      --head_rows_;  // no extra one: the final head does without this row
     }
   }
   return going;

@@ -186,7 +186,7 @@ struct Decode {
   uint8_t* out_alive;      // [P, B]: alive when the pass began
   uint8_t* out_ran;        // [P, num_layers, B]: where a layer's body ran
   int64_t* out_filled;     // [P, num_layers]: tokens projected without running the layer
-  int64_t* out_head_rows;  // [P]: extra rows through the head at exits
+  int64_t* out_head_rows;  // [P]: rows through the head beyond one of each live row
   float* out_hidden;       // kHidden: [B, embed], valid for live rows; else null
   double* out_seconds;     // [P]: wall-clock seconds of each pass
 };

@@ -122,7 +122,7 @@ class DecodeBatch:
 class PassResult:
     """One decode pass. token: int64 [B], valid where alive. ran: bool [L, B], set where a layer's
     body ran. filled: int64 [L], rows whose K/V was projected without running the layer.
-    head_rows: int64 [], extra rows through the LM head at exit layers.
+    head_rows: int64 [], rows through the LM head beyond one of each live row.
     """
 
     token: Tensor

@@ -98,6 +98,12 @@ def test_fill_and_head_rows_are_counted(llm):
     assert all(count.fill_rows == () for count in copied)
     never = llm.run(prompts, "confidence:top_prob=1.0,exits=0+2", **options).stats.passes
     assert {count.head_rows for count in never} == {6}
+    # who leaves takes the token that the exit's head found, and does not ask the final one
+    always = llm.run(prompts, "confidence:top_prob=0,exits=0+2", **options).stats.passes
+    assert {(count.head_rows, count.union) for count in always} == {(0, 1)}
+    drawn_tokens = {**options, "sampling": SamplingParams(1.0)}
+    sampled = llm.run(prompts, "confidence:top_prob=0,exits=0+2", **drawn_tokens).stats.passes
+    assert {count.head_rows for count in sampled} == {3}
     planned = llm.run(prompts, "uniform:2", **options).stats.passes
     assert {(count.head_rows, count.fill_rows) for count in planned} == {(0, ())}
 

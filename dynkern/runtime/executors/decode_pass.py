@@ -180,6 +180,7 @@ class DecodePass:
             # the exit's head has seen the very hidden state that the final head would see
             self.token = torch.where(leaving, self._scatter(rows, n, token), self.token)
             self.settled = self.settled | leaving
+            self.head_rows -= leaving.sum()
         return leaving
 
     def _scatter(self, rows: Tensor, n: Tensor, values: Tensor) -> Tensor:
