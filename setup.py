@@ -1,8 +1,9 @@
 """Builds the native libraries: torch-free shared objects with a C ABI, loaded with ctypes.
 
 csrc/cpu becomes dynkern/_cpu.so (C++ compiler) and csrc/cuda dynkern/_cuda.so (nvcc), by ninja from
-generated files under build/native: in parallel, and only what changed. No failure here fails an
-installation: dynkern/_build_info.json says what was built, how, or why not. Environment:
+generated files under build/native: in parallel, and only what changed (without ninja: all of it).
+No failure here fails an installation: dynkern/_build_info.json says what was built, how, or why
+not. Environment:
 DYNKERN_SKIP_EXT=1 (pure Python), DYNKERN_CUDA_ARCHS ("80;90"), CXX, CXXFLAGS, CUDA_HOME.
 """
 
@@ -71,6 +72,14 @@ def run(*command: str) -> str:
     return output
 
 
+def compile_all(compiler: list[str], flags: list[str], objects: dict[str, str], out: str) -> None:
+    """What ninja does, but for what has not changed."""
+    command = [*compiler, *flags]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda file: run(*command, "-c", objects[file], "-o", file), objects))
+    run(*command, "-shared", *objects, "-o", out)
+
+
 def build_library(name: str, target: Path) -> dict:
     """Builds target/_<name>.so; returns its entry of _build_info.json, and never raises."""
     info: dict = {"built": False, "reason": None}
@@ -86,7 +95,10 @@ def build_library(name: str, target: Path) -> dict:
         steps.append(f"build {work}/{library.name}: link {' '.join(objects)}\n")
         os.makedirs(work, exist_ok=True)
         Path(work, "build.ninja").write_text(NINJA.format(work=work, **info) + "".join(steps))
-        run(find("ninja", f"{sys.prefix}/bin/ninja", "ninja"), "-f", f"{work}/build.ninja")
+        if ninja := shutil.which(f"{sys.prefix}/bin/ninja") or shutil.which("ninja"):
+            run(ninja, "-f", f"{work}/build.ninja")
+        else:
+            compile_all(compiler, flags, objects, f"{work}/{library.name}")
         shutil.copy2(Path(work, library.name), library)
         info["built"] = True
     except (RuntimeError, OSError) as error:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
@@ -18,12 +19,15 @@ import pytest
 
 import dynkern
 from dynkern.kernels import native
+from support.checkpoint import save_checkpoint
 from support.tree import copy_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "csrc", "dynkern")
 # nvcc knows no such target: csrc/cuda fails at once, where a real build takes seconds
 NO_CUDA = {"DYNKERN_CUDA_ARCHS": "1"}
+# of any kind, in folders without __init__.py too
+DATA = ("py.typed", "assets/model/weights.safetensors", "evaluation/templates/report.html.j2")
 
 pytestmark = pytest.mark.skipif(
     not (ROOT / "setup.py").exists(), reason="needs the source tree that setup.py lies in"
@@ -33,19 +37,28 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the sources as a clone has them: nothing built."""
-    return copy_tree(COPIED, tmp_path / "tree")
+    return sources(tmp_path / "tree")
+
+
+def sources(target: Path) -> Path:
+    tree = copy_tree(COPIED, target)
+    for name in DATA:
+        (tree / "dynkern" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "dynkern" / name).write_text("data\n")
+    return tree
 
 
 def setup_py(tree: Path, *arguments: str, **environment: str) -> str:
     """Run setup.py in `tree`; its output, whatever it compiled or not."""
+    return run([sys.executable, "setup.py", *arguments], tree, **NO_CUDA, **environment)
+
+
+def run(command: list[str], where: Path, **environment: str) -> str:
+    """Output of a command that must succeed, on the installed packages and no others."""
     names = ("CXX", "CXXFLAGS", "CUDA_HOME", "CUDA_PATH", "DYNKERN_SKIP_EXT", "DYNKERN_CUDA_ARCHS")
-    clean = {key: value for key, value in os.environ.items() if key not in names}
+    clean = {key: value for key, value in os.environ.items() if key not in (*names, "PYTHONPATH")}
     done = subprocess.run(
-        [sys.executable, "setup.py", *arguments],
-        cwd=tree,
-        env={**clean, **NO_CUDA, **environment},
-        capture_output=True,
-        text=True,
+        command, cwd=where, env={**clean, **environment}, capture_output=True, text=True
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
@@ -113,43 +126,121 @@ def test_source_archive_holds_what_a_build_needs(tree, tmp_path):
     [archive] = (tmp_path / "dist").iterdir()
     with tarfile.open(archive) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    sources = {str(path.relative_to(tree)) for path in (tree / "csrc").rglob("*.*")}
-    assert sources and sources <= names
+    compiled = {str(path.relative_to(tree)) for path in (tree / "csrc").rglob("*.*")}
+    assert compiled and compiled <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "dynkern/kernels/native.py"} <= names
+    assert {f"dynkern/{name}" for name in DATA} <= names
     assert not {name for name in names if name.endswith((".so", "_build_info.json"))}
 
 
-@pytest.mark.parametrize("skip", [True, False], ids=["pure", "native"])
-def test_wheel_holds_the_package_only(tree, tmp_path, skip):
-    if not skip:
-        need_compiler()
+def test_a_library_is_built_without_ninja_too(tree):
+    need_compiler()
+    # one small library says it; the whole one takes half a minute
+    for source in (tree / "csrc/cpu").glob("*.cpp"):
+        if source.name != "library.cpp":
+            source.unlink()
+    (tree / "csrc/cpu/library.cpp").write_text('extern "C" int seven() { return 7; }\n')
+    hidden = "import shutil; w = shutil.which; shutil.which = lambda n, *a, **k: "
+    hidden += "None if str(n).endswith('ninja') else w(n, *a, **k); "
+    hidden += "import runpy; runpy.run_path('setup.py', run_name='__main__')"
+    run([sys.executable, "-c", hidden, "-q", "build_ext", "--inplace"], tree, **NO_CUDA)
+    assert libraries(tree)["cpu"]["built"] and not (tree / "build/native/cpu/.ninja_log").exists()
+    # another name: a library that is loaded already would be handed out again
+    library = ctypes.CDLL(str(shutil.copy2(tree / "dynkern/_cpu.so", tree / "without_ninja.so")))
+    assert library.seven() == 7
+
+
+@pytest.fixture(scope="module", params=["native", "no_compiler"])
+def wheel(request, tmp_path_factory) -> tuple[str, Path]:
+    """Wheels that pip makes of the source archive, beside no git: with all compilers on PATH, at
+    the level that compiles fastest, and with none.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    tree = sources(folder / "tree")
     (tree / "tests").mkdir()
     (tree / "tests/__init__.py").touch()
     (tree / "dynkern/_cpu.so").write_bytes(b"of an editable installation")
-    setup_py(
-        tree,
-        *("-q", "bdist_wheel", "--dist-dir", str(tmp_path / "dist")),
-        **({"DYNKERN_SKIP_EXT": "1"} if skip else {}),
-    )
-    [wheel] = (tmp_path / "dist").iterdir()
-    with zipfile.ZipFile(wheel) as file:
-        names = set(file.namelist())
-        info = json.loads(file.read("dynkern/_build_info.json"))
-        metadata = file.read(f"dynkern-{dynkern.__version__}.dist-info/METADATA").decode()
-        library = file.read("dynkern/_cpu.so") if "dynkern/_cpu.so" in names else b""
+    setup_py(tree, "-q", "sdist", "--dist-dir", str(folder), DYNKERN_SKIP_EXT="1")
+    [archive] = folder.glob("*.tar.gz")
+    shutil.rmtree(tree)
+    options = ["--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(folder)]
+    environment = dict(NO_CUDA)
+    if request.param == "native":
+        need_compiler()
+        environment["CXXFLAGS"] = "-O0"
+    else:
+        environment["PATH"] = str(folder / "nothing")
+    run([sys.executable, "-m", "pip", "wheel", *options, str(archive)], folder, **environment)
+    [made] = folder.glob("*.whl")
+    return request.param, made
+
+
+def test_wheel_holds_the_package_only(wheel):
+    kind, file = wheel
+    with zipfile.ZipFile(file) as archive:
+        names = set(archive.namelist())
+        info = json.loads(archive.read("dynkern/_build_info.json"))
+        about = f"dynkern-{dynkern.__version__}.dist-info"
+        metadata = archive.read(f"{about}/METADATA").decode()
+        library = archive.read("dynkern/_cpu.so") if "dynkern/_cpu.so" in names else b""
     assert {name.split("/")[0].split("-")[0] for name in names} == {"dynkern"}
     modules = {
-        str(path.relative_to(tree))
-        for path in (tree / "dynkern").rglob("*.py")
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "dynkern").rglob("*.py")
         if (path.parent / "__init__.py").exists()
     }
     assert modules <= names
-    assert wheel.name.startswith(f"dynkern-{dynkern.__version__}-py3-none-")
-    assert wheel.name.endswith("-any.whl") == skip
-    assert library.startswith(b"\x7fELF" if sys.platform == "linux" else b"") != skip
+    assert {f"dynkern/{name}" for name in DATA} <= names
+    assert not {name for name in names if "__pycache__" in name or name.startswith("dynkern/.")}
+    assert file.name.startswith(f"dynkern-{dynkern.__version__}-py3-none-")
     assert info["version"] == dynkern.__version__
-    assert info["libraries"]["cpu"]["built"] != skip
-    assert "License-Expression: Apache-2.0" in metadata
+    assert info["libraries"]["cpu"]["built"] == (kind == "native")
+    # of this build, not the one that lay in the tree
+    assert not library or library.startswith(b"\x7fELF" if sys.platform == "linux" else b"")
+    assert bool(library) == (kind == "native")
+    assert "License-Expression: Apache-2.0" in metadata and f"{about}/licenses/LICENSE" in names
+    assert "Requires-Python: >=3.10" in metadata and "Project-URL: Paper, https://" in metadata
+
+
+def test_a_pure_wheel_fits_every_platform(tree, tmp_path):
+    setup_py(tree, "-q", "bdist_wheel", "--dist-dir", str(tmp_path / "dist"), DYNKERN_SKIP_EXT="1")
+    [file] = (tmp_path / "dist").iterdir()
+    assert file.name == f"dynkern-{dynkern.__version__}-py3-none-any.whl"
+
+
+# what a user would do first, in one process: torch is imported once
+FIRST_STEPS = """
+import sys, dynkern, torch
+from dynkern.cli import main
+torch.set_num_threads(1)
+assert dynkern.__file__.startswith(sys.prefix), dynkern.__file__
+assert main(["info"]) == 0
+llm = dynkern.LLM(sys.argv[1])
+print("runs on", type(llm.engine.executor).__name__)
+assert main(["generate", "--model", sys.argv[1], "--prompt", "hello", "--max-new-tokens", "4"]) == 0
+"""
+
+
+@pytest.mark.slow
+def test_an_empty_environment(wheel, tmp_path):
+    kind, file = wheel
+    venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
+    python = str(tmp_path / "venv/bin/python")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    run([*pip, "--no-deps", "--no-index", str(file)], tmp_path)
+    [packages] = (tmp_path / "venv/lib").glob("python*/site-packages")
+    # torch and the like as they are installed here; no .pth of theirs, which may name this checkout
+    others = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (packages / "others.pth").write_text("\n".join(others))
+    model = save_checkpoint(tmp_path / "model", 4)
+    seen = run([python, "-c", FIRST_STEPS, str(model)], tmp_path, COLUMNS="200")
+    if kind == "native":
+        assert "runs on NativeExecutor" in seen and "_cpu.so, uses " in seen
+    else:
+        assert "csrc/cpu: not available: C++ compiler not found (tried c++, g++, clang++)" in seen
+        assert "lost: the engine that runs whole passes in C++, int8" in seen
+        assert "runs on EagerExecutor" in seen
+    assert "Layer skipping" in run([str(tmp_path / "venv/bin/dynkern"), "--help"], tmp_path)
 
 
 def test_every_room_is_a_package():

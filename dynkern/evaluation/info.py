@@ -18,6 +18,11 @@ GPU_NOTE = (
     "passes are captured in CUDA graphs over the kernels above (DYNKERN_EXECUTOR); no kernel of "
     "this version has run on a GPU yet, see README"
 )
+_LOST = {
+    "cpu": "the engine that runs whole passes in C++, int8, and the CPU kernels of single ops, "
+    "whose PyTorch reference runs instead",
+    "cuda": "the CUDA kernels, for which Triton's stand in on a GPU",
+}
 _PACKAGES = ("torch", "transformers", "triton", "tokenizers", "safetensors", "datasets")
 
 
@@ -67,7 +72,7 @@ def _devices() -> str:
 
 def _library(name: str, state: dict) -> str:
     if not state["available"]:
-        return f"not available: {state['reason']}"
+        return f"not available: {state['reason']}; lost: {_LOST[name]}"
     if name == "cpu":
         extensions = " ".join(state["isa"]) or "no extensions"
         return f"{state['path']}, uses {state['level']}, this processor has {extensions}"

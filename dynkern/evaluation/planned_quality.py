@@ -19,6 +19,7 @@ from dynkern.evaluation.hidden_states import (
 from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.sweep import SweepConfig, sweep
 from dynkern.evaluation.tables import draw_lines, write_csv
+from dynkern.evaluation.team import Team
 from dynkern.files import make_folder
 from dynkern.models.checkpoint import read_config, resolve_model
 from dynkern.models.opt import spec_from_config
@@ -74,7 +75,10 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
         resume=config.resume,
         timing=False,
     )
-    page = sweep(generating, console)
+    with Team() as team:
+        page = sweep(generating, console, team)
+    if page is None:
+        return config.output
     runs = json.loads((config.output / "results.json").read_text(encoding="utf-8"))["runs"]
     model, batches = teacher_forced_batches(config)
     with Progressing(console) as progress:
