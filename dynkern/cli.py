@@ -11,6 +11,7 @@ import typer
 
 from dynkern.commands import (
     analyze,
+    bench,
     calibrate,
     explain,
     finetune,
@@ -170,6 +171,7 @@ for command in (
     calibrate,
     analyze,
     reproduce,
+    bench,
 ):
     command.register(app)
 

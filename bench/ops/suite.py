@@ -1,17 +1,18 @@
-"""Cases one after the other: peaks of the same run, rows for ops.csv, a table of them."""
+"""Cases one after the other: peaks of the same run, rows for ops.csv, and lines to read."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.text import Text
 
 from bench.ops.cases import make_case
 from bench.ops.contest import KERNELS, Clock, Contest, Outcome, hold, kernels_of
@@ -22,6 +23,7 @@ from dynkern.evaluation.peaks import Peaks, measure_peaks
 from dynkern.evaluation.timing import Spread
 from dynkern.kernels import native
 from dynkern.machine import device_name
+from dynkern.ops.backends import DEVICES
 
 Row = dict[str, Any]
 FILE = "ops.csv"
@@ -54,11 +56,10 @@ class Suite:
     def missing(self, ops: Sequence[str]) -> list[str]:
         """A line for each backend asked for that cannot run here."""
         reasons: dict[str, str] = {}
-        for name in ("cpu", "cuda"):
-            for op in ops:
-                for backend, why in kernels_of(op, torch.device(name), self.kernels).items():
-                    if why:
-                        reasons[backend] = why
+        for name, op in product(DEVICES, ops):
+            for backend, why in kernels_of(op, torch.device(name), self.kernels).items():
+                if why:
+                    reasons[backend] = why
         if not torch.cuda.is_available():
             # under Triton's interpreter kernels run, at a thousandth of their speed
             for backend in {"triton", "cuda"} & set(self.kernels):
@@ -207,7 +208,9 @@ def run(
                     append(output / FILE, rows)
                 done += rows
             bar.advance(task)
-    Console().print(_table(done))
+    console = Console(soft_wrap=True)
+    for line in _lines(done):
+        console.print(line)
     for line in _remarks(suite, done, len(work) - begun):
         tell(line)
     return not any(row["note"] for row in done)
@@ -216,8 +219,7 @@ def run(
 def _remarks(suite: Suite, done: Sequence[Row], not_begun: int) -> Iterator[str]:
     for row in done:
         if row["note"]:
-            case = ", ".join(str(row[key]) for key in ("op", "case", "shape", "dtype", "rows"))
-            yield f"red: {case}, {row['routes']}: {row['backend']}: {row['note']}; not timed"
+            yield f"red: {_case(row)}: {row['backend']}: {row['note']}; not timed"
     for spec, why in suite.left_out.items():
         yield f"left out: {spec}: {why}"
     if not_begun:
@@ -226,13 +228,18 @@ def _remarks(suite: Suite, done: Sequence[Row], not_begun: int) -> Iterator[str]
         yield "dim rows: other processes used the machine, and no quiet run could be had"
 
 
-def _table(done: Sequence[Row]) -> Table:
-    table = Table(title="dynkern bench ops")
-    for column in ("op", "shape", "dtype", "rows", "routes", "backend"):
-        table.add_column(column)
-    for column in ("us", "x reference", "x library", "GB/s", "GFLOP/s", "of peak"):
-        table.add_column(column, justify="right")
+HEADINGS = ("", "us", "x reference", "x library", "GB/s", "GFLOP/s", "of peak")
+_LINE = "  {:<9} {:>10} {:>11} {:>9} {:>8} {:>8} {:>8}"
+
+
+def _lines(done: Sequence[Row]) -> Iterator[Text]:
+    """A case's name, and below it a line for each contestant."""
+    yield Text(_LINE.format(*HEADINGS), "bold")
+    before = ""
     for row in done:
+        if (case := _case(row)) != before:
+            yield Text(case)
+            before = case
         numbers = ["" for _ in range(6)]
         if row["seconds"]:
             flops = row["gflop_per_second"]
@@ -243,11 +250,12 @@ def _table(done: Sequence[Row]) -> Table:
                 f"{flops:.1f}" if flops else "",
                 f"{row['efficiency']:.0%}" if row["bytes"] else "",
             ]
-        call = f"{row['op']} {row['case']}".strip()
-        case = [call, *(str(row[key]) for key in ("shape", "dtype", "rows", "routes", "backend"))]
-        style = "red" if row["note"] else "dim" if row["loaded"] else None
-        table.add_row(*case, *numbers, style=style)
-    return table
+        style = "red" if row["note"] else "dim" if row["loaded"] else ""
+        yield Text(_LINE.format(row["backend"], *numbers), style)
+
+
+def _case(row: Row) -> str:
+    return str(Spec(*(row[key] for key in ("op", "case", "shape", "dtype", "rows", "routes"))))
 
 
 def counts() -> dict[str, int]:
