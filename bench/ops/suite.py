@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,8 @@ def _row(contest: Contest, outcome: Outcome, peaks: Peaks | None) -> Row:
         "rows": spec.rows,
         "routes": spec.routes,
         "backend": name,
-        "engine_version": _version(name),
+        "isa": native.cpu_isa() if name == "cpu" else "",
+        "triton": version("triton") if name == "triton" else "",
         "seconds": "",
         "low": "",
         "high": "",
@@ -146,16 +148,6 @@ def _row(contest: Contest, outcome: Outcome, peaks: Peaks | None) -> Row:
         "loaded": outcome.loaded or peaks.loaded,
     }
     return row
-
-
-def _version(backend: str) -> str:
-    if backend == "cpu":
-        return native.cpu_isa()
-    if backend == "triton":
-        import triton
-
-        return f"triton {triton.__version__}"
-    return ""
 
 
 def check_selection(selection: Selection, kernels: Sequence[str]) -> None:
