@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bench.ops.case import Case, Set
 from dynkern.ops import OPS, use_backend
-from tests.support.choices import SCORES, check_choice
-from tests.support.tolerances import assert_as_good
+from support.choices import SCORES, check_choice
+from support.tolerances import assert_as_good
 
 Result = tuple[list[Tensor], list[Tensor]]  # outputs, and what was written in place
 

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from dynkern.kernels.reference.gate import gate
 from dynkern.kernels.reference.residual_bypass_layer_norm import residual_bypass_layer_norm
-
-# by its place and as `tests.support` too: benchmarks hold their ops against the same table
-from .tolerances import FLOOR, REFERENCE
+from support.tolerances import FLOOR, REFERENCE
 
 
 def gate_scores(h, weights, biases, uniform) -> Tensor:
