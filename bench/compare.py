@@ -29,11 +29,14 @@ Row = Mapping[str, str]
 CONDITIONS = {
     *("time", "commit", "torch", "triton", "dry_run", "loaded", "foreign_load"),
     *("engine_version", "note", "bandwidth"),
+    # of ops.csv
+    *("peak_gflop_per_second", "rejected"),
 }
 # what is compared, and whether more is better
 RATIOS = {
     "speedup": True,
     "speedup_decode": True,
+    "speedup_library": True,
     "realisation": True,
     "saved_fraction": True,
     "efficiency": True,
@@ -51,6 +54,8 @@ OTHER = {
     *("low", "high", "predicted", "predicted_speedup", "mean_layers", "new_tokens"),
     *("rougeL_low", "rougeL_high", "peak_memory_bytes", "loss", "weight_bytes"),
     *("zeros", "zero_pairs", "zero_fours", "zeros_of_8", "tensor_core", "loads_16"),
+    # of random routes: other ones in each run
+    *("bytes", "flops", "gflop_per_second"),
 }
 # a difference below this share is noise whatever the spread says
 LEAST_CHANGE = 0.03

@@ -11,6 +11,7 @@ import torch
 
 # larger than any L2 (H200: 60 MB; B200: 126 MB)
 FLUSH_BYTES = 256 << 20
+WARM_UPS = 3  # calls ahead of those that are timed
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def time_op(run: Callable[[], object], device: torch.device, repeats: int) -> Ti
     on_gpu = device.type == "cuda"
     size = FLUSH_BYTES if on_gpu else 1 << 20
     flush = torch.empty(size, dtype=torch.uint8, device=device)
-    for _ in range(3):
+    for _ in range(WARM_UPS):
         run()
     seconds = []
     for _ in range(repeats):

@@ -11,6 +11,7 @@ import typer
 
 from dynkern.commands import (
     analyze,
+    bench,
     calibrate,
     explain,
     finetune,
@@ -171,6 +172,7 @@ for command in (
     calibrate,
     analyze,
     reproduce,
+    bench,
 ):
     command.register(app)
 

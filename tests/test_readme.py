@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import op_table
 from dynkern.cli import main
 from dynkern.ops import OPS
+from dynkern.ops.backends import BACKENDS
 from support.checkpoint import save_checkpoint, save_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,10 +116,10 @@ def test_python_runs(place, code, capsys):
 
 
 def test_kernel_table_is_that_of_the_ops():
-    rows = [
-        f"| `{op.label}` | {', '.join(b for b in op.kernels if b != 'reference')} |"
-        for op in OPS.values()
-        if len(op.kernels) > 1
-    ]
-    table = README.split("<!-- kernels:")[1].split("<!-- /kernels -->")[0].splitlines()
-    assert [line for line in table if line.startswith("| `")] == rows
+    assert README.count(op_table.START) == README.count(op_table.END) == 1
+    table = README.split(op_table.START)[1].split(op_table.END)[0]
+    assert table == op_table.table()  # python -m bench.op_table --write
+    rows = [line for line in table.splitlines() if line.startswith("| `")]
+    for op, row in zip(OPS.values(), rows, strict=True):
+        cells = dict(zip(BACKENDS, row.split(" | ")[1:], strict=True))
+        assert {name for name in BACKENDS if cells[name].strip(" |") != "–"} == set(op.kernels)

@@ -8,14 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynkern.kernels.reference.gate import gate
-from dynkern.kernels.reference.residual_bypass_layer_norm import residual_bypass_layer_norm
 from dynkern.ops import OPS, BackendUnavailable, use_backend
 from dynkern.ops.backends import _RUNS_ON, BACKENDS
 from support.backends import cpu_isa, isa_levels
+from support.choices import SCORES, check_choice
 from support.errors import one_line_error
 from support.samples import MAKERS, Sample, samples
-from support.tolerances import FLOOR, REFERENCE, assert_as_good, assert_near
+from support.tolerances import assert_as_good, assert_near
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -96,7 +95,7 @@ def agrees(label: str, backend: str, dtype: torch.dtype, device: str) -> None:
         for got, base, true in zip(*outputs, strict=True):
             if label in SCORES and not got.is_floating_point():
                 scores = SCORES[label](*sample.args)[: len(got)]
-                check_choice(sample, got, base, scores, dtype)
+                check_choice(sample.name, got, base, scores, dtype)
             else:
                 check(sample, got, base, true, (backend, dtype), least)
         untouched = sample.to("cpu", dtype)
@@ -104,44 +103,6 @@ def agrees(label: str, backend: str, dtype: torch.dtype, device: str) -> None:
         for place, (got, base, true) in zip(sample.mutated, buffers, strict=True):
             written = changed(sample.args[place], true)
             check_buffer(sample, written, untouched[place], got, base, true, (backend, dtype))
-
-
-def gate_scores(h, weights, biases, uniform) -> Tensor:
-    """[B, 2]: keep is taken where the second is larger."""
-    logits = gate(h, weights, biases, None)[0]
-    if uniform is None:
-        return logits
-    return torch.stack([uniform, (logits[:, 1] - logits[:, 0]).sigmoid()], dim=1)
-
-
-def bypass_gate_scores(h, *args) -> Tensor:
-    *bypass, weight, bias, uniform = args
-    h = h.clone()
-    residual_bypass_layer_norm(h, *bypass)
-    return gate_scores(h, [weight], [bias], uniform)
-
-
-def head_scores(x, weight, n_active) -> Tensor:
-    return (x @ weight.T).nan_to_num(0.0)
-
-
-# what an index or a bit is the largest of, in float64
-SCORES = {
-    "gate": gate_scores,
-    "residual_bypass_layer_norm.gate": bypass_gate_scores,
-    "lm_head_argmax": head_scores,
-}
-
-
-def check_choice(sample: Sample, got: Tensor, base: Tensor, scores: Tensor, dtype) -> None:
-    """The reference's choice in the same dtype, or one that only rounding sets apart from it."""
-    got = got.cpu()
-    assert got.dtype == base.dtype and got.shape == base.shape
-    picked = (choice.long()[:, None] for choice in (got, base))
-    first, second = (scores.gather(1, index) for index in picked)
-    allowed = 2 * REFERENCE.get(dtype, FLOOR[dtype]) * scores.abs().max() if len(got) else 0.0
-    apart = (first - second).abs().flatten()
-    assert not (apart > allowed).any(), f"{sample.name}: {apart.max():.3g} > {allowed:.3g}"
 
 
 def check(
@@ -199,11 +160,10 @@ def test_every_op_has_samples():
 def test_a_choice_may_differ_where_rounding_decides_and_nowhere_else():
     scores = torch.tensor([[1.0, 1.0 + 1e-7, 0.5]], dtype=torch.float64)
     near, base, far = (torch.tensor([choice]) for choice in (0, 1, 2))
-    sample = Sample("three scores", [])
-    check_choice(sample, near, base, scores, torch.float32)
+    check_choice("three scores", near, base, scores, torch.float32)
     for wrong, dtype in ((near, torch.float64), (far, torch.bfloat16)):
         with pytest.raises(AssertionError, match="three scores"):
-            check_choice(sample, wrong, base, scores, dtype)
+            check_choice("three scores", wrong, base, scores, dtype)
 
 
 # places of an op's counts in its arguments, each with the place of the tensor that it counts
