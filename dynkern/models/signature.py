@@ -1,4 +1,4 @@
-"""A few of a model's numbers: they tell it from another of its shape, whatever dtype both are in."""
+"""A few of a model's numbers, which tell it from another of its shape in any dtype."""
 
 from __future__ import annotations
 
