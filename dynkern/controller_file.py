@@ -2,7 +2,8 @@
 
 A controller is one safetensors file. Its header carries a JSON text (key "controller") with the
 fields of ControllerInfo; its tensors are "layers.{l}.{i}.weight" and ".bias", float32, linear layer
-i of the gate ahead of decoder layer l.
+i of the gate ahead of decoder layer l, and "model", the signature of the model that it was trained
+for (dynkern.models.signature).
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from dynkern.files import write_whole
 
 INPUTS = ("hidden", "fixed", "position", "token")
 _KEY = "controller"
+_MODEL = "model"
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class ControllerInfo:
     """What a controller was trained as. input: one of INPUTS, input_size wide. Gates stand on
-    layers 1 to num_layers - 2, each of `depth` linear layers, hidden ones `width` wide.
+    layers 1 to num_layers - 2, each of `depth` linear layers, hidden ones `width` wide. alpha: the
+    cost's weight, or where it started under a budget. budget: mean layers that were asked for.
+    model: the name of the model.
     """
 
     input: str
@@ -37,12 +41,15 @@ class ControllerInfo:
     tau: float
     alpha: float
     joint: bool = False
+    budget: float | None = None
+    model: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class GateStack:
     """Gates of a whole model. weights[l], biases[l]: linear layers of the gate ahead of layer l,
     none where layer l always runs. sampled: bits are drawn by their probability, not by arg-max.
+    signature: of the model trained for; None in files that hold none.
 
     Compared by identity: a batch runs under one stack.
     """
@@ -51,6 +58,7 @@ class GateStack:
     weights: tuple[tuple[Tensor, ...], ...]
     biases: tuple[tuple[Tensor, ...], ...]
     sampled: bool = False
+    signature: Tensor | None = None
     _cast: dict = field(default_factory=dict, repr=False)
 
     def cast(
@@ -76,11 +84,18 @@ class GateStack:
         return tuple(chances)
 
 
-def write_controller(path: Path, info: ControllerInfo, tensors: Mapping[str, Tensor]) -> None:
-    """Write a controller's file, whole or not at all."""
+def write_controller(
+    path: Path,
+    info: ControllerInfo,
+    tensors: Mapping[str, Tensor],
+    signature: Tensor | None = None,
+) -> None:
+    """Write a controller's file, whole or not at all. signature: of its model."""
     from safetensors.torch import save_file
 
     plain = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
+    if signature is not None:
+        plain[_MODEL] = signature.detach().to("cpu", torch.float32).contiguous()
     header = {_KEY: json.dumps({"format": _FORMAT, **asdict(info)})}
     write_whole(path, lambda part: save_file(plain, part, metadata=header))
 
@@ -121,7 +136,8 @@ def _stack(info: ControllerInfo, tensors: Mapping[str, Tensor], sampled: bool) -
                 wanted = (sizes[i + 1], sizes[i]) if kind == "weight" else (sizes[i + 1],)
                 if table[-1][i].shape != wanted:
                     raise KeyError(f"layers.{layer}.{i}.{kind} of {tuple(table[-1][i].shape)}")
-    return GateStack(info, tuple(tables["weight"]), tuple(tables["bias"]), sampled)
+    weights, biases = tuple(tables["weight"]), tuple(tables["bias"])
+    return GateStack(info, weights, biases, sampled, tensors.get(_MODEL))
 
 
 def describe(stack: GateStack) -> dict[str, Any]:

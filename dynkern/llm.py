@@ -89,6 +89,7 @@ class LLM:
                 weights = pack_weights(tensors, self.spec, self.dtype, self.device)
         self.weight_bytes = weights.nbytes
         self.engine = Engine(self.spec, weights, backend, batch_invariant)
+        self.engine.name = str(model)
         name, isa = self.engine.executor.name, self.engine.executor.isa
         logger.info("weights: %s, %s executor (%s): %s", storage.dtype, name, isa, storage.reason)
         self.backend = backend

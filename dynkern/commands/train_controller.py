@@ -28,6 +28,10 @@ def train_controller(
     alpha: Annotated[
         list[float] | None, typer.Option(help="Weight of the executed share; repeat: a sweep.")
     ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(help="Mean layers to come to, alpha adapting; repeat: a sweep."),
+    ] = None,
     tau: Annotated[float, typer.Option(help="Temperature of Gumbel-softmax.")] = 1.0,
     joint: Annotated[
         bool, typer.Option("--joint/--freeze-backbone", help="Train the backbone along, or not.")
@@ -70,6 +74,7 @@ def train_controller(
             depths=tuple(depth or (1,)),
             widths=tuple(width or (64,)),
             alphas=tuple(alpha or (1.0,)),
+            budgets=tuple(budget or ()),
             tau=tau,
             joint=joint,
             settings={

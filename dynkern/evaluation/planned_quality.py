@@ -10,12 +10,14 @@ from typing import Any
 from rich.console import Console
 
 from dynkern.evaluation.analysis_page import quality_report
+from dynkern.evaluation.confidence import load_part
 from dynkern.evaluation.hidden_states import (
     FAMILIES,
     HiddenStatesConfig,
     route_effects,
     teacher_forced_batches,
 )
+from dynkern.evaluation.parts import write_part
 from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.sweep import SweepConfig, sweep
 from dynkern.evaluation.tables import draw_lines, write_csv
@@ -60,7 +62,9 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
     config.check()
     num_layers = spec_from_config(read_config(resolve_model(config.model))).num_layers
     make_folder(config.output)
-    part = _write_part(config)
+    part = write_part(
+        config.output / "records.jsonl", load_part(config.data, config.split, config.limit)
+    )
     generating = SweepConfig(
         config.model,
         str(part),
@@ -104,28 +108,6 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
     path = write_report(config.output, quality_report(page, config, rows))
     console.print(f"report in {path}", highlight=False, soft_wrap=True)
     return config.output
-
-
-def _write_part(config: QualityConfig) -> Path:
-    from dynkern.evaluation.confidence import load_part
-    from dynkern.files import write_whole
-
-    records = load_part(config.data, config.split, config.limit)
-    path = config.output / "records.jsonl"
-    lines = [
-        json.dumps(
-            {
-                "id": record.id,
-                "instruction": record.instruction,
-                "input": record.input,
-                "output": record.output,
-                "references": list(record.references),
-            }
-        )
-        for record in records
-    ]
-    write_whole(path, lambda part: part.write_text("\n".join(lines) + "\n", encoding="utf-8"))
-    return path
 
 
 def _row(run: dict[str, Any], losses: dict[str, float], num_layers: int) -> dict[str, Any]:

@@ -90,6 +90,11 @@ class DecoderWeights:
         """Bytes of one linear weight."""
         return self.token_embedding.element_size()
 
+    def read(self, field: str, layer: int | None = None) -> Tensor | None:
+        """A field of the model, or of a layer, as PackedWeights.read hands it out; None without."""
+        tensor = getattr(self if layer is None else self.layers[layer], field)
+        return None if tensor is None else tensor.float()
+
     def checksums(self) -> list[float]:
         """Numbers that tell models of one shape and dtype apart, without hashing gigabytes."""
         return [tensor.sum(dtype=torch.float64).item() for tensor in self.tensors()]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dynkern.controller_file import GateStack, read_controller
+from dynkern.models.signature import Readable, differs, signature
 from dynkern.policies.planned import FixedRoute
 from dynkern.routes import TokenProgram
+
+logger = logging.getLogger("dynkern")
 
 
 def load_controller(path: str, sampled: bool = False) -> FixedController | Controller:
@@ -19,6 +23,8 @@ def load_controller(path: str, sampled: bool = False) -> FixedController | Contr
     taking the arg-max. FileNotFoundError or ValueError, one line, for a file that is none.
     """
     stack = read_controller(path, sampled)
+    if stack.signature is None:
+        logger.warning("controller: %s does not say what model it was trained for", path)
     if stack.info.input == "fixed" and not sampled:
         return FixedController(path, stack)
     return Controller(path, stack)
@@ -32,8 +38,26 @@ def _check(stack: GateStack, num_layers: int) -> None:
         )
 
 
+class _OfOneModel:
+    """What both kinds know of the model that they were trained for."""
+
+    path: str
+    stack: GateStack
+
+    def check_model(self, weights: Readable, name: str) -> None:
+        """Raise a one-line ValueError where the weights are those of another model than the one
+        trained for, `name` being theirs.
+        """
+        own = self.stack.signature
+        if own is not None and differs(own, signature(weights, self.stack.info.num_layers)):
+            raise ValueError(
+                f"controller: {self.path} was trained for {self.stack.info.model or 'a model'}, "
+                f"whose weights are not those of {name}"
+            )
+
+
 @dataclass(frozen=True)
-class FixedController(FixedRoute):
+class FixedController(_OfOneModel, FixedRoute):
     """Arg-max gates on a fixed input: one route, known ahead."""
 
     path: str
@@ -51,7 +75,7 @@ class FixedController(FixedRoute):
 
 
 @dataclass(frozen=True)
-class Controller:
+class Controller(_OfOneModel):
     """Gates that decide in every pass, or draw by a probability per layer."""
 
     path: str

@@ -107,6 +107,8 @@ class Engine:
             check_runnable(backend, self.device.type)
         self.executor = make_executor(spec, weights)
         self.cost_model: CostModel | None = None
+        # what errors call the model
+        self.name = "this model"
         self._cache: KVCache | None = None
 
     def run(

@@ -31,6 +31,7 @@ class Intake:
         self.known: deque[Waiting] = deque(maxlen=MOST_SAMPLED)
         self._length = 0.0
         self._groups: dict[GroupKey, GroupKey] = {}
+        self._checked: dict[int, Policy] = {}
 
     @property
     def mean_length(self) -> float:
@@ -46,6 +47,7 @@ class Intake:
         for number, request in enumerate(requests, self.count):
             policy = request.policy
             if id(policy) not in programs:
+                self._check_model(policy)
                 lowers = isinstance(policy, TokenPolicy)
                 programs[id(policy)] = policy.lower(num_layers) if lowers else None
             group = programs[id(policy)], request.sampling
@@ -63,6 +65,13 @@ class Intake:
         self.count += len(made)
         self._length += sum(len(r.prompt_ids) + r.max_new_tokens / 2 for r in requests)
         return made
+
+    def _check_model(self, policy: Policy) -> None:
+        """Policies trained for one model have a say on the weights; each is asked once."""
+        check = getattr(policy, "check_model", None)
+        if check is not None and self._checked.get(id(policy)) is not policy:
+            check(self.engine.weights, self.engine.name)
+            self._checked[id(policy)] = policy
 
     def plan(
         self, entries: Sequence[Waiting], prompts: Mapping[PromptKey, PrefilledPrompt]

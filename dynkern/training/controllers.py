@@ -1,11 +1,9 @@
-"""`dynkern train-controller`: skip controllers, one or a sweep over inputs, sizes and alphas."""
+"""`dynkern train-controller`: skip controllers, one or a sweep over their inputs and settings."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,14 @@ from rich.console import Console
 
 from dynkern.controller_file import INPUTS, ControllerInfo, write_controller
 from dynkern.data import TEMPLATES
-from dynkern.files import make_folder, replace_folder, write_whole
+from dynkern.files import make_folder, replace_folder
+from dynkern.models.checkpoint import read_config
+from dynkern.models.opt import spec_from_config
+from dynkern.models.signature import signature_of_state
 from dynkern.report import write_report
 from dynkern.routes import check_choice
-from dynkern.training.data import load_split
+from dynkern.training.budget import Multiplier, calibrate, check_budget
+from dynkern.training.data import Examples, load_split
 from dynkern.training.finetune import (
     METHOD_LENGTH,
     Prepared,
@@ -29,18 +31,24 @@ from dynkern.training.finetune import (
     write_json,
 )
 from dynkern.training.gates import Gates
-from dynkern.training.loop import LoopResult, LoopSettings, train
+from dynkern.training.loop import LoopResult, LoopSettings, train, validate
 from dynkern.training.model import Regime
 from dynkern.training.page import controllers_report
+from dynkern.training.sweep_report import print_sweep, write_sweep
 
 # the published configurations train the backbone so; gates start from nothing
 DEFAULTS = LoopSettings(2e-5, batch_size=64, epochs=2, schedule="linear", gate_rate=1e-3)
+# sequences of the test split on which controllers are judged, and of the validation split on which
+# gates are shifted to their budget
+HELD_OUT = 256
 
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """The arguments of `dynkern train-controller`. Every combination of inputs, depths, widths and
-    alphas is trained; a width says nothing at depth 1. settings: what differs from DEFAULTS.
+    """The arguments of `dynkern train-controller`. Every combination of inputs, depths, widths,
+    alphas and budgets is trained; a width says nothing at depth 1. budgets: mean layers to come to,
+    for which alpha is adapted from where it starts; without, alpha stays. settings: what differs
+    from DEFAULTS.
     """
 
     model: str
@@ -50,6 +58,7 @@ class ControllerConfig:
     depths: tuple[int, ...] = (1,)
     widths: tuple[int, ...] = (64,)
     alphas: tuple[float, ...] = (1.0,)
+    budgets: tuple[float, ...] = ()
     tau: float = 1.0
     joint: bool = False
     settings: dict[str, Any] | None = None
@@ -71,15 +80,20 @@ class ControllerConfig:
         given = {name: value for name, value in (self.settings or {}).items() if value is not None}
         loop = replace(DEFAULTS, seed=self.seed, **given)
         loop.check()
+        if self.budgets and loop.patience:
+            raise ValueError(
+                f"patience: got {loop.patience}, expected 0 with a budget, where the last weights "
+                "are kept"
+            )
         return loop
 
     def grid(self) -> list[ControllerInfo]:
         """What to train; num_layers and input_size are 0 until the model is known."""
         grid = []
-        for name, depth, width, alpha in itertools.product(
-            self.inputs, self.depths, self.widths, self.alphas
+        for name, depth, width, alpha, budget in itertools.product(
+            self.inputs, self.depths, self.widths, self.alphas, self.budgets or (None,)
         ):
-            info = ControllerInfo(name, 0, 0, depth, width, self.tau, alpha, self.joint)
+            info = ControllerInfo(name, 0, 0, depth, width, self.tau, alpha, self.joint, budget)
             if depth == 1:
                 info = replace(info, width=self.widths[0])
             if info not in grid:
@@ -103,6 +117,8 @@ def run_controllers(config: ControllerConfig, console: Console | None = None) ->
     def fits(num_layers: int) -> Regime:
         for info in grid:
             Gates(info.input, num_layers, 1, info.depth, info.width, info.tau)
+            if info.budget is not None:
+                check_budget(info.budget, num_layers)
         return Regime(seed=config.seed)
 
     prepared = prepare(
@@ -118,6 +134,7 @@ def run_controllers(config: ControllerConfig, console: Console | None = None) ->
     make_folder(config.output)
     remember(config.output / "arguments.json", config, settings, config.resume)
     say(console, prepared)
+    held_out = prepared.encode(prepared.test[:HELD_OUT])
     start, leads = None, True
     if config.joint and len(grid) > 1:
         start = {name: t.clone() for name, t in prepared.model.state_dict().items()}
@@ -131,12 +148,14 @@ def run_controllers(config: ControllerConfig, console: Console | None = None) ->
         if place and start is not None:
             prepared.model.gates = None
             prepared.model.load_state_dict(start)
-        row, result = _train_one(prepared, info, settings, folder, config.resume)
+        named = replace(info, model=str(folder / "model" if config.joint else config.model))
+        row, result = _train_one(prepared, named, settings, folder, held_out, config.resume)
         rows.append(row)
         leads = result.is_main
         _say_row(console, rows[-1], prepared.model.num_layers, folder)
     if len(grid) > 1:
         write_sweep(config.output, rows)
+        print_sweep(console, rows)
     if leads:
         page = write_report(config.output, controllers_report(config, rows))
         console.print(f"report in {page}", highlight=False, soft_wrap=True)
@@ -145,11 +164,17 @@ def run_controllers(config: ControllerConfig, console: Console | None = None) ->
 
 def _name(info: ControllerInfo) -> str:
     size = f"{info.depth}" if info.depth == 1 else f"{info.depth}x{info.width}"
-    return f"{info.input}-{size}-alpha{info.alpha:g}"
+    budget = "" if info.budget is None else f"-budget{info.budget:g}"
+    return f"{info.input}-{size}-alpha{info.alpha:g}{budget}"
 
 
 def _train_one(
-    prepared: Prepared, info: ControllerInfo, settings: LoopSettings, folder: Path, resume: bool
+    prepared: Prepared,
+    info: ControllerInfo,
+    settings: LoopSettings,
+    folder: Path,
+    held_out: Examples,
+    resume: bool,
 ) -> tuple[dict[str, Any], LoopResult]:
     import transformers
 
@@ -158,22 +183,57 @@ def _train_one(
     opt = model.config
     size = opt.word_embed_proj_dim if info.input == "token" else opt.hidden_size
     gates = Gates(info.input, model.num_layers, size, info.depth, info.width, info.tau)
+    if info.budget is not None:
+        gates.multiplier = Multiplier(info.budget, model.num_layers, info.alpha)
     model.requires_grad_(info.joint)
     model.add_gates(gates, info.alpha)
     result = train(model, prepared.training, prepared.validation, settings, folder, resume)
-    exported, tensors = gates.export(info.alpha, info.joint)
+    if info.budget is None:
+        found = judged(result)
+    else:
+        found = _bring_to_budget(prepared, info.budget, settings) | {"steps": result.steps}
+    exported, tensors = gates.export(info.alpha, info.joint, info.budget, info.model)
+    unseen = validate(model, held_out, settings) if len(held_out) else {}
     row = {
         **asdict(exported),
         "controller_parameters": sum(p.numel() for p in gates.parameters()),
-        **judged(result),
+        **found,
+        "held_out_layers": unseen.get("mean_layers"),
+        "held_out_loss": unseen.get("loss"),
         **stamp(prepared),
     }
     if result.is_main:
-        write_controller(folder / "controller.safetensors", exported, tensors)
+        spec = spec_from_config(read_config(prepared.path))
+        sign = signature_of_state(model.state_dict(), spec)
+        write_controller(folder / "controller.safetensors", exported, tensors, sign)
         if info.joint:
             replace_folder(folder / "model", lambda part: save_model(prepared, part))
         write_json(folder / "controller.json", row)
     return row, result
+
+
+def _bring_to_budget(prepared: Prepared, budget: float, settings: LoopSettings) -> dict[str, Any]:
+    """Shift trained gates so that arg-max runs `budget` layers; validation after it, and before."""
+    model, part = prepared.model, prepared.validation
+    gates = model.gates
+    alpha = gates.multiplier.alpha
+    before = validate(model, part, settings)
+    sample = Examples(part.items[:HELD_OUT], 0, 0)
+    shift = calibrate(gates, budget, lambda: validate(model, sample, settings)["mean_layers"])
+    return {
+        **_named(validate(model, part, settings)),
+        "uncalibrated_layers": before["mean_layers"],
+        "shift": shift,
+        "final_alpha": alpha,
+    }
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics of a validation under the names of a row."""
+    return {
+        f"validation_{name}" if name in ("loss", "objective") else name: value
+        for name, value in metrics.items()
+    }
 
 
 def judged(result: LoopResult) -> dict[str, Any]:
@@ -182,51 +242,20 @@ def judged(result: LoopResult) -> dict[str, Any]:
     names = ["loss", "objective", "mean_layers"]
     names += [k.removeprefix("eval_") for k in entry if k.startswith("eval_rate_")]
     return {
-        **{
-            f"validation_{n}" if n in ("loss", "objective") else n: entry[f"eval_{n}"]
-            for n in names
-        },
+        **_named({name: entry[f"eval_{name}"] for name in names}),
         "best_step": result.best_step,
         "steps": result.steps,
     }
 
 
 def _say_row(console: Console, row: dict[str, Any], num_layers: int, folder: Path) -> None:
+    asked = "" if row["budget"] is None else f", budget {row['budget']:g}"
+    unseen = row["held_out_layers"]
+    held_out = "" if unseen is None else f" ({unseen:.2f} on held-out data)"
     console.print(
-        f"{row['input']}, depth {row['depth']}, alpha {row['alpha']:g}: "
-        f"{row['mean_layers']:.2f} of {num_layers} layers, validation loss "
+        f"{row['input']}, depth {row['depth']}, alpha {row['alpha']:g}{asked}: "
+        f"{row['mean_layers']:.2f} of {num_layers} layers{held_out}, validation loss "
         f"{row['validation_loss']:.4f}; --policy controller:{folder / 'controller.safetensors'}",
         highlight=False,
         soft_wrap=True,
     )
-
-
-def write_sweep(output: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """sweep.csv and sweep.png: loss against layers for every capacity."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-
-    def write(part: Path) -> None:
-        with part.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_whole(output / "sweep.csv", write)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    lines: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        size = row["depth"] if row["depth"] == 1 else f"{row['depth']}x{row['width']}"
-        points = lines.setdefault(f"{row['input']}, {size}", [])
-        points.append((row["mean_layers"], row["validation_loss"]))
-    for name, points in lines.items():
-        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name, linewidth=1.2)
-    axes.set_xlabel("layers run per routed token (mean, arg-max gates)")
-    axes.set_ylabel("validation loss [nats a token]")
-    axes.grid(alpha=0.25)
-    axes.legend(title="input, depth x width")
-    write_whole(output / "sweep.png", lambda part: figure.savefig(part, format="png"))

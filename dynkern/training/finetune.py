@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,17 @@ class FinetuneConfig:
 
 @dataclass
 class Prepared:
-    """A model with its tokenizer and data, ready to train."""
+    """A model with its tokenizer and data, ready to train. encode: further records alike. path: of
+    the checkpoint, None from scratch.
+    """
 
     model: OPTForCausalLM
     tokenizer: Any
     training: Examples
     validation: Examples
     test: list[Record]
+    encode: Callable[[Sequence[Record]], Examples]
+    path: Path | None
 
 
 def run_finetune(config: FinetuneConfig, console: Console | None = None) -> Path:
@@ -171,6 +176,7 @@ def prepare(
         raise ValueError("model: expected either a checkpoint (--model) or a shape (--config)")
     training, validation, test = records
     transformers.set_seed(seed)
+    path = None
     if shape is not None:
         opt = shape_config(shape, vocab_size, max_length)
         chosen = regime(opt.num_hidden_layers)
@@ -186,11 +192,11 @@ def prepare(
         network = OPTForCausalLM.from_pretrained(path, dtype=torch.float32)
     network.train_under(chosen)
     ids = network.config.bos_token_id, network.config.eos_token_id
-    encoded = [
-        encode_examples(tokenizer, part, template, max_length, cap, *ids)
-        for part in (training, validation)
-    ]
-    return Prepared(network, tokenizer, *encoded, test)
+
+    def encode(part: Sequence[Record]) -> Examples:
+        return encode_examples(tokenizer, part, template, max_length, cap, *ids)
+
+    return Prepared(network, tokenizer, encode(training), encode(validation), test, encode, path)
 
 
 def _tokenizer(path: Path) -> Any:

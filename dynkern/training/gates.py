@@ -62,6 +62,8 @@ class Gates(nn.Module):
             )
         self.input, self.num_layers, self.input_size = input, num_layers, input_size
         self.depth, self.width, self.tau = depth, width, tau
+        # training.budget.Multiplier where a budget is asked for, so that checkpoints hold it
+        self.multiplier: nn.Module | None = None
         sizes = [input_size, *[width] * (depth - 1), 2]
         self.layers = nn.ModuleDict({str(layer): _mlp(sizes) for layer in range(1, num_layers - 1)})
         for mlp in self.layers.values():
@@ -83,13 +85,21 @@ class Gates(nn.Module):
                 return mlp(ones).expand(*x.shape[:-1], 2)
             return mlp(x.to(dtype))
 
+    @torch.no_grad()
+    def shift(self, by: float) -> None:
+        """Add `by` to every gate's logit of running."""
+        for mlp in self.layers.values():
+            mlp[-1].bias[1] += by
+
     def forward(self, layer: int, x: Tensor) -> Tensor:
         logits = self.logits(layer, x)
         if not self.training:
             return (logits[..., 1] > logits[..., 0]).to(logits.dtype)
         return straight_through(logits, gumbel_noise(logits), self.tau)
 
-    def export(self, alpha: float, joint: bool) -> tuple[ControllerInfo, dict[str, Tensor]]:
+    def export(
+        self, alpha: float, joint: bool, budget: float | None = None, model: str = ""
+    ) -> tuple[ControllerInfo, dict[str, Tensor]]:
         """What controller_file.write_controller takes."""
         tensors = {}
         for layer, mlp in self.layers.items():
@@ -105,6 +115,8 @@ class Gates(nn.Module):
             self.tau,
             alpha,
             joint,
+            budget,
+            model,
         )
         return info, tensors
 

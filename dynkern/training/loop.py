@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,8 @@ class LoopSettings:
 class LoopResult:
     """log: what was measured, in order; every entry has "step". best_step: the step of the best
     validation (with gates: of loss and cost together), whose weights the model has now; best_loss:
-    that validation's, in nats a token. stopped_early: by patience.
+    that validation's, in nats a token. Under a budget both are the last step's: objectives at
+    different weights of the cost do not compare. stopped_early: by patience.
     """
 
     log: list[dict[str, float]]
@@ -112,6 +112,7 @@ def train(
     """
     settings.check()
     micro, accumulation = settings.passes()
+    has_budget = model.gates is not None and model.gates.multiplier is not None
     steps_an_epoch = math.ceil(len(training) / settings.batch_size)
     steps = settings.max_steps or math.ceil(steps_an_epoch * settings.epochs)
     folder = output / CHECKPOINTS
@@ -146,7 +147,7 @@ def train(
         save_strategy=strategy,
         **(every if settings.eval_every else {}),
         save_total_limit=2,
-        load_best_model_at_end=True,
+        load_best_model_at_end=not has_budget,
         metric_for_best_model="eval_objective",
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
@@ -166,7 +167,7 @@ def train(
         train_dataset=training,
         eval_dataset=validation,
         data_collator=Collator(model.config.pad_token_id),
-        compute_metrics=partial(_metrics, alpha=model.alpha),
+        compute_metrics=lambda prediction: _metrics(prediction, model.alpha),
         callbacks=[
             *([EarlyStoppingCallback(settings.patience)] if settings.patience else []),
             _Curves(output),
@@ -174,10 +175,15 @@ def train(
     )
     trainer.gate_rate = settings.gate_rate
     trainer.remove_callback(PrinterCallback)
+    if has_budget:
+        trainer.add_callback(_Balance(trainer))
     trainer.train(resume_from_checkpoint=None if at is None else str(at))
     state = trainer.state
     judged = [entry for entry in state.log_history if _judged(entry)]
-    kept = min(judged, key=lambda entry: entry["eval_objective"], default={})
+    if has_budget:
+        kept = next((e for e in reversed(judged) if e["step"] == state.global_step), {})
+    else:
+        kept = min(judged, key=lambda entry: entry["eval_objective"], default={})
     best, step = kept.get("eval_loss", math.nan), kept.get("step", state.global_step)
     if state.is_world_process_zero:
         write_curves(output, state.log_history)
@@ -185,6 +191,26 @@ def train(
     return LoopResult(
         list(state.log_history), state.global_step, best, step, early, state.is_world_process_zero
     )
+
+
+def validate(model: OPTForCausalLM, examples: Examples, settings: LoopSettings) -> dict[str, float]:
+    """The metrics of a validation of the model as it is, gates by arg-max: "loss", "objective" and,
+    with gates, "mean_layers" and "rate_{layer}". Every process goes through all of the examples.
+    """
+    micro, _ = settings.passes()
+    collate, device = Collator(model.config.pad_token_id), model.device
+    was_training, rows = model.training, []
+    model.eval()
+    for start in range(0, len(examples), micro):
+        batch = collate(examples.items[start : start + micro])
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, _in_bfloat16(settings.precision)),
+        ):
+            model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        rows.append(_columns(model.last))
+    model.train(was_training)
+    return _means(torch.cat(rows).cpu().numpy(), model.alpha)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -221,9 +247,21 @@ def _scheduler(settings: LoopSettings) -> str:
     return "constant_with_warmup" if constant and settings.warmup else settings.schedule
 
 
+def _columns(last: dict[str, Tensor]) -> Tensor:
+    """What a forward pass left, [B, 3 + L] with gates, else [B, 3]: nll, tokens, routed, ran."""
+    routed = last.get("routed", torch.zeros_like(last["tokens"]))
+    columns = [last["nll"].double(), last["tokens"].double(), routed.double()]
+    if "ran" in last:
+        columns += list(last["ran"].double())
+    return torch.stack(columns, dim=1)
+
+
 def _metrics(prediction: Any, alpha: float) -> dict[str, float]:
-    """Means over tokens from the rows that prediction_step hands over; what training lowers."""
-    rows = np.asarray(prediction.predictions, dtype=np.float64)
+    return _means(np.asarray(prediction.predictions, dtype=np.float64), alpha)
+
+
+def _means(rows: np.ndarray, alpha: float) -> dict[str, float]:
+    """Means over tokens of rows of _columns; "objective" is what training lowers."""
     nll, tokens, routed = rows[:, :3].sum(axis=0)
     metrics = {"loss": nll / tokens, "objective": nll / tokens}
     if rows.shape[1] > 3 and routed:
@@ -243,16 +281,24 @@ class _Trainer(transformers.Trainer):
         super().__init__(*args, **kwargs)
         self._clock = (-1, 0)
         self._rates: list[Tensor] = []
+        # executed and possible layers of the step's micro-batches
+        self.spent: Tensor | float = 0.0
 
     def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
         step, micro = self.state.global_step, self._clock[1] + 1
         self._clock = (step, micro if step == self._clock[0] else 0)
         own = self.accelerator.unwrap_model(model)
         own.clock = self._clock
+        has_budget = own.gates is not None and own.gates.multiplier is not None
+        if has_budget:
+            own.alpha = own.gates.multiplier.alpha
         loss = super().training_step(model, *args, **kwargs)
         if "ran" in own.last:
-            counted = own.last["routed"].sum().clamp(min=1)
-            self._rates.append(own.last["ran"].sum(dim=1) / counted)
+            ran, counted = own.last["ran"].sum(dim=1), own.last["routed"].sum()
+            self._rates.append(ran / counted.clamp(min=1))
+            if has_budget:
+                sums = torch.stack([ran.double().sum(), counted.double() * own.num_layers])
+                self.spent = self.spent + sums
         return loss
 
     def prediction_step(
@@ -263,17 +309,13 @@ class _Trainer(transformers.Trainer):
         with torch.no_grad():
             model(**inputs)
         last = self.accelerator.unwrap_model(model).last
-        routed = last.get("routed", torch.zeros_like(last["tokens"]))
-        columns = [last["nll"].double(), last["tokens"].double(), routed.double()]
-        if "ran" in last:
-            columns += list(last["ran"].double())
-        return None, torch.stack(columns, dim=1), inputs["prompt_length"]
+        return None, _columns(last), inputs["prompt_length"]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if self._rates and "loss" in logs:
             rates = torch.stack(self._rates).mean(dim=0).tolist()
             self._rates.clear()
-            logs = {**logs, "mean_layers": sum(rates)}
+            logs = {**logs, "mean_layers": sum(rates), "alpha": self.model.alpha}
             logs |= {f"rate_{layer}": rate for layer, rate in enumerate(rates)}
         super().log(logs, *args, **kwargs)
 
@@ -293,6 +335,19 @@ class _Trainer(transformers.Trainer):
                 groups = [*groups, {"params": others, "lr": self.args.learning_rate}]
             self.optimizer = torch.optim.AdamW(groups, weight_decay=self.args.weight_decay)
         return super().create_optimizer(*args, **kwargs)
+
+
+class _Balance(TrainerCallback):
+    """After every step, ahead of its checkpoint: alpha by what ran in all processes."""
+
+    def __init__(self, trainer: _Trainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        ran, possible = self.trainer.accelerator.reduce(self.trainer.spent, "sum").tolist()
+        self.trainer.spent = 0.0
+        if possible:
+            self.trainer.model.gates.multiplier.update(ran / possible)
 
 
 class _Curves(TrainerCallback):

@@ -289,6 +289,64 @@ def test_gradients():
     assert check(lambda w, p, project: embed(ids, ids, w, p, project, 2), weights)
 
 
+def test_gradients_of_composed_ops_caches_and_the_head():
+    make = torch.Generator().manual_seed(4)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=make, dtype=D).requires_grad_()
+
+    rows, n = torch.tensor([2, 0, 3, 1], dtype=torch.int32), torch.tensor(3, dtype=torch.int32)
+    check = torch.autograd.gradcheck
+    reference = {label: op.kernels["reference"].function for label, op in OPS.items()}
+    for act in ("none", "relu"):
+        assert check(
+            lambda x, w, b, act=act: ragged_linear(x, w, b, rows, n, act)[:3],
+            (normal(4, 5), normal(3, 5), normal(3)),
+        )
+    bypass_linear = reference["residual_bypass_linear"]
+    bypass_gate = reference["residual_bypass_layer_norm.gate"]
+    for norm in ("pre", "post", "none"):
+
+        def linear(h, delta, g, b, w, c, norm=norm):
+            out = bypass_linear(h, delta, rows, n, g, b, rows, n, norm, 1e-5, w, c, "gelu")
+            return out[0], out[1][:3]
+
+        vectors = normal(4, 6), normal(4, 6), normal(6), normal(6)
+        assert check(linear, (*vectors, normal(5, 6), normal(5)))
+
+        def gated(h, delta, g, b, w, c, norm=norm):
+            held = h.clone()
+            every = torch.arange(4, dtype=torch.int32)
+            args = (held, delta, rows, n, g, b, every, None, norm, 1e-5, w, c, None)
+            y, logits, keep = bypass_gate(*args)
+            assert keep.dtype == torch.bool and not keep.requires_grad
+            return y, logits, held
+
+        assert check(gated, (*vectors, normal(2, 6), normal(2)))
+    # arg-max is no function to differentiate; probability, margin and log sum are
+    head = reference["lm_head_argmax"]
+    assert check(lambda x, w: [t[:3] for t in head(x, w, n)[1:]], (normal(4, 5), normal(7, 5)))
+    lane, length = torch.arange(4, dtype=torch.int32), torch.tensor([0, 5, 2, 3], dtype=torch.int32)
+
+    def step(q, k, v, k_cache, v_cache):
+        held = k_cache.clone(), v_cache.clone()
+        return ragged_attention_decode(q, k, v, *held, lane, length, rows, n, 0.5)[:3], *held
+
+    caches = normal(4, 2, 6, 4), normal(4, 2, 6, 4)
+    assert check(step, (*(normal(4, 2, 4) for _ in range(3)), *caches))
+    # two layers of two rows in four lanes: row 1 of layer 1 takes what layer 0 wrote
+    lanes = torch.tensor([[0, 1], [2, 3]], dtype=torch.int32)
+    source = torch.tensor([[-1, -1], [-1, 0]], dtype=torch.int32)
+    copy = reference["kv_copy_forward"]
+
+    def forward(k_cache, v_cache):
+        held = k_cache.clone(), v_cache.clone()
+        copy(*held, lanes, source, torch.tensor([3, 2], dtype=torch.int32))
+        return held
+
+    assert check(forward, caches)
+
+
 @pytest.mark.parametrize("label", OPS)
 def test_float64_in_is_float64_throughout(label):
     for _, _, _, result in each(label):
