@@ -72,7 +72,8 @@ class Claim:
 
 
 def run_reproduce(config: ReproduceConfig, console: Console | None = None) -> Path:
-    """Write report.md, report.json and report.html, with the experiments' own files in folders beside them.
+    """Write report.md, report.json and report.html, with the experiments' own files in folders
+    beside them.
 
     Raises ValueError or FileNotFoundError, one line, on bad input.
     """
