@@ -116,6 +116,7 @@ def test_source_archive_holds_what_a_build_needs(tree, tmp_path):
     sources = {str(path.relative_to(tree)) for path in (tree / "csrc").rglob("*.*")}
     assert sources and sources <= names
     assert {"setup.py", "pyproject.toml", "LICENSE", "dynkern/kernels/native.py"} <= names
+    assert {"dynkern/report/page.html", "dynkern/report/style.css"} <= names
     assert not {name for name in names if name.endswith((".so", "_build_info.json"))}
 
 
@@ -144,6 +145,7 @@ def test_wheel_holds_the_package_only(tree, tmp_path, skip):
         if (path.parent / "__init__.py").exists()
     }
     assert modules <= names
+    assert {"dynkern/report/page.html", "dynkern/report/style.css"} <= names
     assert wheel.name.startswith(f"dynkern-{dynkern.__version__}-py3-none-")
     assert wheel.name.endswith("-any.whl") == skip
     assert library.startswith(b"\x7fELF" if sys.platform == "linux" else b"") != skip
