@@ -15,6 +15,7 @@ from dynkern.commands import (
     explain,
     finetune,
     oracle,
+    pretrain,
     reproduce,
     tasks,
     train_controller,
@@ -166,6 +167,7 @@ for command in (
     oracle,
     tasks,
     finetune,
+    pretrain,
     train_controller,
     calibrate,
     analyze,
@@ -238,7 +240,7 @@ def _drop_stdout() -> None:
 
 
 def _stopped(words: list[str]) -> int:
-    resumable = words[:1] in (["eval"], ["oracle"])
+    resumable = words[:1] in (["eval"], ["oracle"], ["pretrain"])
     hint = f"; --resume goes on with a stopped {words[0]}" if resumable else ""
     print(f"\ndynkern: stopped{hint}", file=sys.stderr)
     return 130
