@@ -35,9 +35,8 @@ def score_tasks(
     """Mean ROUGE-L F1 of greedy answers by label of `policies`: "rougeL"; "exact": share of answers
     that are a reference to the letter; "family" and "difficulty": ROUGE-L of each, by label.
     """
-    prompts = [
-        encode_prompt(llm.tokenizer, r, "plain", None, llm.spec.bos_token_id) for r in records
-    ]
+    bos = llm.spec.bos_token_id
+    prompts = [encode_prompt(llm.tokenizer, record, "plain", None, bos) for record in records]
     # rows of a batch are prefilled together: like lengths waste nothing
     order = sorted(range(len(records)), key=lambda place: len(prompts[place].ids))
     found: dict[str, Any] = {"rougeL": {}, "exact": {}, "family": {}, "difficulty": {}}

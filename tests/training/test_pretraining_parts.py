@@ -20,13 +20,13 @@ from dynkern.training.pretraining.tokenizer import task_text, train_task_tokeniz
 from support.errors import one_line_error
 
 RECIPE = Recipe(
-    (Phase(100, 2),), hidden_size=32, vocab_size=400, max_positions=192, batch_tokens=900
+    (Phase(100, 2),), hidden_size=32, vocab_size=600, max_positions=192, batch_tokens=900
 )
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_task_tokenizer(400, 300)
+    return train_task_tokenizer(600, 300)
 
 
 # -- recipe ---------------------------------------------------------------------------------------
@@ -100,15 +100,14 @@ def test_rates_warm_up_after_growth_and_fall_at_the_end():
 
 def test_the_tokenizer_keeps_opts_ids_and_texts(tokenizer, tmp_path):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (2, 2, 1)
-    assert len(tokenizer) == 400
+    assert len(tokenizer) == 600
     for record in islice(records("test", seed=5), 64):
         for text in task_text(record):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             assert tokenizer.decode(ids) == text
     ids = tokenizer("### Response:\n47", add_special_tokens=False)["input_ids"]
-    # a heading is one token, digits stand alone
-    assert len(ids) == 3
-    assert ids[1] == tokenizer("4", add_special_tokens=False)["input_ids"][0]
+    # digits stand alone, and nothing reaches across the end of a heading
+    assert [tokenizer.decode([i]) for i in ids[-2:]] == ["4", "7"]
     with one_line_error(ValueError, "vocab_size: got 200, expected 260"):
         train_task_tokenizer(200, 10)
 
@@ -157,11 +156,11 @@ def test_a_stream_goes_on_where_it_stood(tokenizer):
     phase = Phase(100, 2, families=("copy", "sort"), difficulties=(1, 2))
     whole = stream(tokenizer, phase)
     places, batches = [], []
-    for batch in islice(whole, 40):
+    for batch in islice(whole, 80):
         places.append((whole.pool, whole.batch))
         batches.append(batch.ids)
     assert places[-1][0] >= 1
-    for at in (0, 7, 30, 38):
+    for at in (0, 7, 60, 78):
         again = next(iter(stream(tokenizer, phase, *places[at])))
         assert torch.equal(again.ids, batches[at + 1])
     other = next(iter(stream(tokenizer, phase, seed=8)))
@@ -195,9 +194,8 @@ def test_losses_are_those_of_transformers(tokenizer):
     wanted = model(input_ids=batch.ids, attention_mask=mask).logits
     here = batch.targets != IGNORED
     theirs = torch.nn.functional.cross_entropy(wanted[here], batch.targets[here], reduction="none")
-    # attention and the head compute in float32
     ours, right = losses(model, batch, [True] * 3)
-    assert torch.allclose(ours.double(), theirs, atol=1e-4)
+    assert torch.allclose(ours, theirs, atol=1e-6)
     assert torch.equal(right, wanted[here].argmax(-1) == batch.targets[here])
 
 
@@ -221,11 +219,16 @@ def test_positions_begin_as_smooth_waves():
     table = model.model.decoder.embed_positions.weight[2:].detach()
     assert table.pow(2).mean().sqrt().item() == pytest.approx(model.config.init_std, rel=1e-5)
     near, far = ((table[1:] * table[:-1]).sum(1), (table[:64] * table[64:128]).sum(1))
-    assert (near.mean() > 2 * far.mean()).item()
+    assert (near.mean() > 1.5 * far.mean()).item()
 
 
 def test_growth_keeps_the_function_about_the_same(tokenizer):
     model, batch = moved(new_model(RECIPE, 2)), batch_of(tokenizer)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".fc2." in name or ".out_proj." in name:
+                # short steps: what growth leaves is of second order in them
+                parameter.mul_(0.1)
     grown = grow(model, 6)
     assert grown.config.num_hidden_layers == 6 and grown.training
     old, new = (m.state_dict() for m in (model, grown))
@@ -233,16 +236,15 @@ def test_growth_keeps_the_function_about_the_same(tokenizer):
         for rest, factor in (("fc1.weight", 1), ("fc2.bias", 3), ("self_attn.out_proj.weight", 3)):
             theirs = old[f"model.decoder.layers.{place // 3}.{rest}"] / factor
             assert torch.equal(new[f"model.decoder.layers.{place}.{rest}"], theirs)
-    before = losses(model, batch, [True] * 2)[0].mean()
-    after = losses(grown, batch, [True] * 6)[0].mean()
     # copied without scaling, each branch would write three times as much
     naive = grow(model, 6)
-    state = naive.state_dict()
-    for name in state:
-        if ".fc2." in name or ".out_proj." in name:
-            state[name].mul_(3)
-    unscaled = losses(naive, batch, [True] * 6)[0].mean()
-    assert abs(after - before) < 0.25 * abs(unscaled - before)
+    with torch.no_grad():
+        for name, parameter in naive.named_parameters():
+            if ".fc2." in name or ".out_proj." in name:
+                parameter.mul_(3)
+    before = losses(model, batch, [True] * 2)[0]
+    scaled, copied = (losses(m, batch, [True] * 6)[0] - before for m in (grown, naive))
+    assert 0 < scaled.norm() < 0.15 * copied.norm()
     with one_line_error(ValueError, "layers: got 5, expected a multiple of 2"):
         grow(model, 5)
 

@@ -86,9 +86,13 @@ def losses(
             h = h + _attention(layer.self_attn, layer.self_attn_layer_norm(h), mask)
             h = h + layer.fc2(F.relu(layer.fc1(layer.final_layer_norm(h))))
     here = batch.targets != IGNORED
-    logits = model.lm_head(decoder.final_layer_norm(h[here])).float()
+    logits = _wide(model.lm_head(decoder.final_layer_norm(h[here])))
     targets = batch.targets[here]
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _attention(attention: torch.nn.Module, x: Tensor, mask: Tensor) -> Tensor:
@@ -102,6 +106,6 @@ def _attention(attention: torch.nn.Module, x: Tensor, mask: Tensor) -> Tensor:
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     else:
         with torch.autocast("cpu", enabled=False):
-            scores = q.float() @ k.float().transpose(-1, -2) * size**-0.5 + mask
-            mixed = scores.softmax(dim=-1) @ v.float()
+            q, k, v = (_wide(part) for part in (q, k, v))
+            mixed = (q @ k.transpose(-1, -2) * size**-0.5 + mask).softmax(dim=-1) @ v
     return attention.out_proj(mixed.transpose(1, 2).reshape(rows, length, width))

@@ -17,7 +17,8 @@ FILE_NAME = "state.pt"
 class Progress:
     """How far a run is. phase: of the recipe. pool, batch: place in the phase's stream. grown_at:
     step at which the model got its layers. seconds: spent, evaluations included. log: entries as
-    `write_curves` takes them; evaluations: what was found at each; losses: sum, count and right ones since the last of these.
+    `write_curves` takes them; evaluations: what was found at each. losses: sum, count and right
+    ones since the last entry.
     """
 
     phase: int = 0

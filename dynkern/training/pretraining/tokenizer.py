@@ -9,8 +9,8 @@ from dynkern.data import TEMPLATES
 from dynkern.tasks import FAMILIES, records
 from dynkern.training.shapes import SPECIAL_TOKENS
 
-# the three headings of the `plain` template are a token each, digits stand alone, and letters
-# stay in one piece: the suite's words are few
+# a heading of the `plain` template may become one token, digits stand alone, and so do letters and
+# signs: with the suite's few words, most are a token each
 _PIECES = (
     r"[\n ]?### (?:Instruction|Input|Response):\n"
     r"| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s"
