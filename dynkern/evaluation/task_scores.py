@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ BATCH_SIZE = 16
 Report = Callable[[int, int, str], None]
 
 
-def budgets(num_layers: int) -> dict[str, str]:
-    """Full depth, and uniform skipping at three quarters and a half of the layers, as policies."""
+def budgets(num_layers: int, shares: Sequence[float] = (0.75, 0.5)) -> dict[str, str]:
+    """Full depth, and uniform skipping at shares of the layers (quarters), as policies by label."""
     named = {"full": "full"}
-    for label, share in (("3/4", 0.75), ("1/2", 0.5)):
+    for share in shares:
         layers = max(1, round(num_layers * share))
         if layers < num_layers:
-            named[label] = f"uniform:{layers}"
+            named[str(Fraction(share))] = f"uniform:{layers}"
     return named
 
 
