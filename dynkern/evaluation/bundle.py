@@ -1,4 +1,4 @@
-"""`dynkern bundle`: a trained checkpoint as the package ships it, with predictor, scores and card."""
+"""`dynkern bundle`: a checkpoint as the package ships it, with predictor, scores and card."""
 
 from __future__ import annotations
 
@@ -115,6 +115,8 @@ def write_model(source: Path, folder: Path) -> None:
             else:
                 kept[name] = tensor.to(torch.float32)
     save_file({n: t.contiguous() for n, t in kept.items()}, folder / INT8_FILE, {"format": "pt"})
+    # safetensors leaves a file that nobody else can read, and so would the wheel
+    (folder / INT8_FILE).chmod(0o644)
     # float32 is what the widened weights are in
     _write_json(folder / "config.json", {**config, "dtype": "float32"})
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -173,10 +175,8 @@ def _add_predictor(config: BundleConfig, console: Console) -> None:
         ),
         console,
     )
-    replace_folder(
-        made,
-        lambda part: run_training(PredictorConfig(table, part, seed=config.seed), console),
-    )
+    shutil.rmtree(made, ignore_errors=True)
+    run_training(PredictorConfig(table, made, seed=config.seed), console)
 
     def put(part: Path) -> None:
         for name in (JSON_NAME, TENSORS_NAME):
