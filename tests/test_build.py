@@ -125,6 +125,8 @@ def test_wheel_holds_the_package_only(tree, tmp_path, skip):
         need_compiler()
     (tree / "tests").mkdir()
     (tree / "tests/__init__.py").touch()
+    (tree / "dynkern/assets/some-model").mkdir()
+    (tree / "dynkern/assets/some-model/config.json").write_text("{}")
     (tree / "dynkern/_cpu.so").write_bytes(b"of an editable installation")
     setup_py(
         tree,
@@ -144,6 +146,10 @@ def test_wheel_holds_the_package_only(tree, tmp_path, skip):
         if (path.parent / "__init__.py").exists()
     }
     assert modules <= names
+    data = [tree / "dynkern/assets", tree / "dynkern/training/recipes"]
+    files = {str(f.relative_to(tree)) for d in data for f in d.rglob("*") if f.is_file()}
+    assert files <= names and "dynkern/training/recipes/opt-tasks-10m.json" in names
+    assert "dynkern/assets/some-model/config.json" in names
     assert wheel.name.startswith(f"dynkern-{dynkern.__version__}-py3-none-")
     assert wheel.name.endswith("-any.whl") == skip
     assert library.startswith(b"\x7fELF" if sys.platform == "linux" else b"") != skip

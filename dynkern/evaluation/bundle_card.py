@@ -27,8 +27,8 @@ print(llm.generate([prompt])[0].text)
 ## Data and licence
 
 Trained on the `train` split of the task suite alone, which this package makes from a seed:
-synthetic throughout, no texts of others, no persons. Splits are disjoint by content. Weights, tokenizer and
-predictor are under the project's licence, {licence}.
+synthetic throughout, no texts of others, no persons. Splits are disjoint by content. Weights,
+tokenizer and predictor are under the project's licence, {licence}.
 """
 _FILES = (
     (

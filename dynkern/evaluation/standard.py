@@ -86,14 +86,14 @@ def run_eval(config: SweepConfig, console: Console | None = None) -> Path:
     # it reads what a full prefill yields
     if (folder / PREDICTOR_FOLDER).is_dir() and config.prefill == "full":
         policies.append(f"predictor:{SHARE}@{DEFAULT_MODEL}")
-    output = run_sweep(replace(config, policies=tuple(policies)), console)
+    # ahead of the sweep, whose last line says where its results are
     console.print(
-        "note: the oracle chose by the scores of these very prompts, an upper bound; the predictor "
-        "saw none of them",
+        "note: the oracle chooses by the scores of the very prompts that it is measured on, an "
+        "upper bound; the predictor has seen none of them",
         highlight=False,
         soft_wrap=True,
     )
-    return output
+    return run_sweep(replace(config, policies=tuple(policies)), console)
 
 
 def planned(num_layers: int) -> tuple[str, ...]:
