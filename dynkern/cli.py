@@ -12,10 +12,12 @@ import typer
 from dynkern.commands import (
     analyze,
     bench,
+    bundle,
     calibrate,
     explain,
     finetune,
     oracle,
+    pretrain,
     reproduce,
     tasks,
     train_controller,
@@ -45,47 +47,64 @@ Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 
 @app.command("eval")
 def evaluate(
-    model: Model,
-    data: Annotated[str, typer.Option(help=".json, .jsonl or .csv file, tasks:SPLIT, or hub id.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint directory or hub id; default: the bundled model."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help=".json, .jsonl or .csv file, tasks:SPLIT, or hub id; default: 256 of tasks:test."
+        ),
+    ] = None,
     policy: Annotated[
-        list[str] | None, typer.Option(help="Policy spec; repeat it. full is always added.")
+        list[str] | None,
+        typer.Option(
+            help="Policy spec; repeat it. full is always added. Default for the bundled model: "
+            "uniform, early exit, random, oracle and predictor."
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a hub data set.")] = "test",
     limit: Annotated[int | None, typer.Option(help="First N records only.")] = None,
     batch_size: Annotated[int, typer.Option(help="Rows that decode together.")] = 8,
     backend: Backend = "auto",
     dtype: Dtype = "auto",
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens to generate at most; default: 64, 32 without --data.")
+    ] = None,
     prefill: Prefill = "full",
     kv_fill: KVFill = "project",
     repeat: Annotated[int, typer.Option(help="Timed rounds.")] = 3,
     seed: Seed = 0,
-    template: Annotated[str, typer.Option(help="alpaca or plain.")] = "alpaca",
+    template: Annotated[
+        str | None,
+        typer.Option(help="alpaca or plain; default: alpaca, plain for the bundled model."),
+    ] = None,
     output: Annotated[
         Path, typer.Option(help="Folder for results.json, samples.jsonl, curve.png.")
     ] = Path("dynkern-eval"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
     no_timing: Annotated[bool, typer.Option("--no-timing", help="Quality only.")] = False,
 ) -> None:
-    """Measure wall-clock time and ROUGE-L of policies on real prompts."""
-    from dynkern.evaluation.sweep import SweepConfig, run_sweep
+    """Measure wall-clock time and ROUGE-L of policies on real prompts.
 
-    run_sweep(
+    Without arguments: the bundled model on the synthetic task suite, under a standard set.
+    """
+    from dynkern.evaluation.standard import defaults, run_eval
+    from dynkern.evaluation.sweep import SweepConfig
+
+    run_eval(
         SweepConfig(
-            model=model,
-            data=data,
+            **defaults(model, data, template, limit, max_new_tokens),
             policies=tuple(policy or ()),
             split=split,
-            limit=limit,
             batch_size=batch_size,
             backend=backend,
             dtype=dtype,
-            max_new_tokens=max_new_tokens,
             prefill=prefill,
             kv_fill=kv_fill,
             repeat=repeat,
             seed=seed,
-            template=template,
             output=output,
             resume=resume,
             timing=not no_timing,
@@ -168,6 +187,8 @@ for command in (
     oracle,
     tasks,
     finetune,
+    pretrain,
+    bundle,
     train_controller,
     calibrate,
     analyze,
@@ -242,7 +263,7 @@ def _drop_stdout() -> None:
 
 
 def _stopped(words: list[str]) -> int:
-    resumable = words[:1] in (["eval"], ["oracle"])
+    resumable = words[:1] in (["eval"], ["oracle"], ["pretrain"])
     hint = f"; --resume goes on with a stopped {words[0]}" if resumable else ""
     print(f"\ndynkern: stopped{hint}", file=sys.stderr)
     return 130

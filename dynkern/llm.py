@@ -12,6 +12,7 @@ import torch
 
 from dynkern._version import __version__
 from dynkern.arguments import check_callable, check_flag, check_integer, check_number, shown
+from dynkern.assets import DEFAULT_MODEL
 from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.machine import device_name
 from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
@@ -52,19 +53,19 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 class LLM:
     """An OPT checkpoint ready to generate under any policy.
 
-    model: directory or hub id. dtype: of the weights; "auto", "float32", "bfloat16", "float16", or
-    "int8" (CPU engine only). backend: "auto", or one that everything must run on; on a CPU, "auto"
-    takes the CPU engine where it is there, "cpu" demands it, "reference" leaves it out. device:
-    None picks a GPU if there is one. tokenizer: a transformers tokenizer; by default the
-    checkpoint's own, None if it has none. batch_invariant: a row's result is bit for bit what it
-    would be alone, prefill included (the CPU engine's always is); None leaves it to
-    DYNKERN_BATCH_INVARIANT. Raises FileNotFoundError or ValueError, one line, on a
-    checkpoint, or a combination, that cannot be used.
+    model: directory or hub id; "default" is the bundled one. dtype: of the weights; "auto",
+    "float32", "bfloat16", "float16", or "int8" (CPU engine only). backend: "auto", or one that
+    everything must run on; on a CPU, "auto" takes the CPU engine where it is there, "cpu" demands
+    it, "reference" leaves it out. device: None picks a GPU if there is one. tokenizer: a
+    transformers tokenizer; by default the checkpoint's own, None if it has none. batch_invariant:
+    a row's result is bit for bit what it would be alone, prefill included (the CPU engine's always
+    is); None leaves it to DYNKERN_BATCH_INVARIANT. Raises FileNotFoundError or ValueError, one
+    line, on a checkpoint, or a combination, that cannot be used.
     """
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path = DEFAULT_MODEL,
         dtype: str = "auto",
         backend: str = "auto",
         device: str | torch.device | None = None,

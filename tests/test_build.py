@@ -159,6 +159,8 @@ def wheel(request, tmp_path_factory) -> tuple[str, Path]:
     tree = sources(folder / "tree")
     (tree / "tests").mkdir()
     (tree / "tests/__init__.py").touch()
+    (tree / "dynkern/assets/some-model").mkdir()
+    (tree / "dynkern/assets/some-model/config.json").write_text("{}")
     (tree / "dynkern/_cpu.so").write_bytes(b"of an editable installation")
     setup_py(tree, "-q", "sdist", "--dist-dir", str(folder), DYNKERN_SKIP_EXT="1")
     [archive] = folder.glob("*.tar.gz")
@@ -191,6 +193,8 @@ def test_wheel_holds_the_package_only(wheel):
     }
     assert modules <= names
     assert {f"dynkern/{name}" for name in DATA} <= names
+    assert "dynkern/training/recipes/opt-tasks-10m.json" in names
+    assert "dynkern/assets/some-model/config.json" in names
     assert not {name for name in names if "__pycache__" in name or name.startswith("dynkern/.")}
     assert file.name.startswith(f"dynkern-{dynkern.__version__}-py3-none-")
     assert info["version"] == dynkern.__version__

@@ -59,7 +59,6 @@ BAD = [
     (f"{EVAL} --limit 0", "limit: got 0"),
     (f"{EVAL} --seed -1", "seed: got -1"),
     (f"{EVAL} --frobnicate", "frobnicate"),
-    ("eval --model {p}/model", "--data"),
     ("eval --model {p}/model --data {p}/absent.jsonl --output {out}", "absent.jsonl"),
     ("eval --model {p}/model --data {p}/empty.jsonl --output {out}", "empty"),
     ("eval --model {p}/model --data {p}/broken.jsonl --output {out}", "line 3"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from bench import op_table
+from dynkern.assets import bundle_folder
 from dynkern.cli import main
 from dynkern.ops import OPS
 from dynkern.ops.backends import BACKENDS
@@ -41,6 +43,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("readme")
     save_checkpoint(directory / "MODEL")
     save_records(directory / "DATA.jsonl", 8)
+    phase = {"until_tokens": 400, "layers": 2, "families": ["copy"]}
+    recipe = {"phases": [phase], "hidden_size": 32, "vocab_size": 320, "eval_records": 4}
+    recipe |= {"batch_tokens": 400, "tokenizer_records": 50}
+    (directory / "recipe.json").write_text(json.dumps(recipe))
     return directory
 
 
@@ -69,6 +75,12 @@ def test_dynkern_command_runs(place, command, tmp_path, request):
                 word = word.replace("TABLE", f"{made}/TABLE")
                 words[place_of] = word.replace("PREDICTOR", f"{made}/PREDICTOR")
         words = [w.replace("/DATA.jsonl", "/MORE.jsonl") for w in words]
+    if words == ["dynkern", "eval"]:
+        if not (bundle_folder() / "config.json").is_file():
+            pytest.skip("no bundled model in dynkern/assets yet")
+        words += ["--limit", "8"]
+    if "pretrain" in words:
+        words += ["--recipe", str(place / "recipe.json")]
     if "eval" in words:
         # the model and the data are tiny, so are the lengths
         words += ["--max-new-tokens", "6", "--repeat", "1", "--batch-size", "4"]

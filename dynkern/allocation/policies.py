@@ -15,6 +15,7 @@ from dynkern.allocation.predictor import Predictor, Price, load_predictor
 from dynkern.allocation.schema import digest_ids
 from dynkern.allocation.table import Table, load_table
 from dynkern.allocation.training import parse_budget
+from dynkern.assets import DEFAULT_MODEL, PREDICTOR_FOLDER, bundle_path
 from dynkern.runtime.request import PlanRequest
 
 
@@ -137,13 +138,13 @@ def build(name: str, argument: str) -> Oracle | Predicted | Histogram | None:
     # a path may hold the sign too
     budgeted = bool(at and path) and _is_budget(budget)
     if name == "predictor":
-        predictor = load_predictor(path if budgeted else argument)
+        predictor = _predictor(path if budgeted else argument)
         price = predictor.price
         if budgeted and (wanted := parse_budget(budget, predictor.num_layers)) is not None:
             price = predictor.price_at(wanted)
         return Predicted(predictor, price, spec)
     if name == "histogram" and not budgeted:
-        predictor = load_predictor(argument)
+        predictor = _predictor(argument)
         return Histogram(predictor.keep, predictor.histogram, spec)
     if not at or not path:
         return None
@@ -154,6 +155,11 @@ def build(name: str, argument: str) -> Oracle | Predicted | Histogram | None:
     _, choice = allocated(table, wanted)
     shares = np.bincount(choice, minlength=len(table.routes.keep)) / len(choice)
     return Histogram(table.routes.keep, shares, spec)
+
+
+def _predictor(path: str) -> Predictor:
+    """Of a folder, or the bundled model's."""
+    return load_predictor(bundle_path() / PREDICTOR_FOLDER if path == DEFAULT_MODEL else path)
 
 
 def _is_budget(text: str) -> bool:

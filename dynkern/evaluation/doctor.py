@@ -24,6 +24,7 @@ from dynkern.evaluation.judgement import judge
 from dynkern.evaluation.probe import EngineProbe
 from dynkern.evaluation.timing import interleave
 from dynkern.llm import LLM
+from dynkern.models.module import load_module
 from dynkern.policies import policy as make_policy
 from dynkern.runtime.request import Completion, PlanRequest, TokenPolicy
 
@@ -57,7 +58,7 @@ def run_doctor(model: str | None, backend: str, seed: int) -> bool:
         directory = model if model is not None else _random_model(Path(scratch), seed)
         console.print(f"model: {model or 'random, 12 layers of width 256'}", highlight=False)
         llm = LLM(directory, dtype="float32", backend=backend)
-        truth = transformers.OPTForCausalLM.from_pretrained(llm.path).double().eval()
+        truth = load_module(transformers.OPTForCausalLM, llm.path).double()
         findings = []
         with console.status("running skipping policies beside compute-then-mask"):
             for spec in _specs(llm.spec.num_layers):

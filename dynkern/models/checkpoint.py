@@ -15,17 +15,23 @@ import torch
 from torch import Tensor
 
 from dynkern.arguments import shown
+from dynkern.assets import DEFAULT_MODEL, bundle_path
+from dynkern.models.int8_file import INT8, INT8_FILE, SCALE, narrowed_names, widen
 
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", INT8_FILE)
 
 
 def resolve_model(model: str | Path) -> Path:
-    """Directory of a checkpoint: `model` itself if it is one, else a hub id, downloaded once.
+    """Directory of a checkpoint: the bundled one's for "default", `model` itself if it is one, else
+    a hub id, downloaded once.
 
-    Raises FileNotFoundError, one line, where neither a directory nor a reachable hub id.
+    Raises FileNotFoundError, one line, where none of these.
     """
     if not isinstance(model, str | os.PathLike) or not str(model).strip("\0 "):
         raise ValueError(f"model: got {shown(model)}, expected a checkpoint directory or a hub id")
+    # ahead of folders: what `dynkern eval` runs must not depend on where it is called
+    if model == DEFAULT_MODEL:
+        return bundle_path()
     path = Path(model)
     if path.is_dir():
         return path
@@ -84,12 +90,14 @@ class Checkpoint(Mapping[str, Tensor]):
     """Named tensors of a directory, read one at a time; the files stay mapped while it is open.
 
     Use as a context manager. Iterates over names; indexing reads one tensor. .bin files are read
-    with weights_only, so no code in them runs.
+    with weights_only, so no code in them runs. A matrix kept as int8 (`int8_file`) is one tensor
+    under its own name, widened as it is read.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._file_of = self._locate()
+        self._narrowed = narrowed_names(self._file_of)
         self._stack = ExitStack()
         self._open: dict[Path, Any] = {}
 
@@ -122,8 +130,13 @@ class Checkpoint(Mapping[str, Tensor]):
                         )
                 return files
         raise FileNotFoundError(
-            f"model: {self.directory} has no weights, expected {' or '.join(_WEIGHT_FILES)}"
+            f"model: {self.directory} has no weights, expected {' or '.join(_WEIGHT_FILES[:2])}"
         )
+
+    @property
+    def narrowed(self) -> frozenset[str]:
+        """Names of the tensors kept as int8."""
+        return self._narrowed
 
     @staticmethod
     def _names(file: Path) -> list[str]:
@@ -152,6 +165,11 @@ class Checkpoint(Mapping[str, Tensor]):
         return self._open[file]
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._narrowed:
+            return widen(name, self._read(name + INT8), self._read(name + SCALE))
+        return self._read(name)
+
+    def _read(self, name: str) -> Tensor:
         file = self._file_of[name]
         try:
             tensor = self._reader(file)(name)
@@ -166,10 +184,11 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, from its file's header where there is one."""
+        name += INT8 if name in self._narrowed else ""
         reader = self._reader(self._file_of[name])
         header = getattr(getattr(reader, "__self__", None), "get_slice", None)
         if header is None:
-            return tuple(self[name].shape)
+            return tuple(self._read(name).shape)
         try:
             return tuple(header(name).get_shape())
         except Exception as error:
@@ -177,13 +196,15 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __contains__(self, name: object) -> bool:
         # Mapping's own would read the tensor
-        return name in self._file_of
+        return name in self._narrowed or name in self._file_of
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._file_of)
+        parts = {name + part for name in self._narrowed for part in (INT8, SCALE)}
+        yield from (name for name in self._file_of if name not in parts)
+        yield from sorted(self._narrowed)
 
     def __len__(self) -> int:
-        return len(self._file_of)
+        return len(self._file_of) - len(self._narrowed)
 
 
 def _unreadable(what: Path | str, error: Exception) -> ValueError:

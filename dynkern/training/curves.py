@@ -67,6 +67,9 @@ def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
     from matplotlib.figure import Figure
 
     panels = [("loss", "loss [nats a token]")]
+    scored = list(dict.fromkeys(key for row in rows for key in row if key.startswith("rougeL")))
+    if scored:
+        panels.append(("rougeL", "ROUGE-L F1 (validation)"))
     if any("mean_layers" in row for row in rows):
         panels.append(("mean_layers", "layers run per routed token (mean)"))
     figure = Figure(figsize=(5.6 * len(panels), 4.2), dpi=120, layout="constrained")
@@ -74,14 +77,17 @@ def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
     for axes, (key, label) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        for split, style in (("training", "-"), ("validation", "o-")):
+        lines = [("training", key, "-", "training"), ("validation", key, "o-", "validation")]
+        if key == "rougeL":
+            lines = [("validation", name, "o-", name.partition("_")[2]) for name in scored]
+        for split, name, style, label_of in lines:
             points = [
-                (row["step"], row[key])
+                (row["step"], row[name])
                 for row in rows
-                if row["split"] == split and math.isfinite(row.get(key, math.nan))
+                if row["split"] == split and math.isfinite(row.get(name, math.nan))
             ]
             if points:
-                axes.plot(*zip(*points, strict=True), style, label=split, linewidth=1.2)
+                axes.plot(*zip(*points, strict=True), style, label=label_of, linewidth=1.2)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)

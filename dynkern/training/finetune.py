@@ -18,6 +18,7 @@ from dynkern._version import __version__
 from dynkern.data import TEMPLATES, Record
 from dynkern.files import make_folder, replace_folder, write_whole
 from dynkern.models.checkpoint import read_config, resolve_model
+from dynkern.models.module import load_module
 from dynkern.models.opt import spec_from_config
 from dynkern.policies.planned import FixedRoute
 from dynkern.report import write_report
@@ -189,7 +190,7 @@ def prepare(
         chosen = regime(spec.num_layers)
         cap = check_lengths(template, max_length, spec.max_positions)
         tokenizer = _tokenizer(path)
-        network = OPTForCausalLM.from_pretrained(path, dtype=torch.float32)
+        network = load_module(OPTForCausalLM, path)
     network.train_under(chosen)
     ids = network.config.bos_token_id, network.config.eos_token_id
 

@@ -1,0 +1,111 @@
+"""The network: a new OPT with sinusoidal positions, its growth in depth, its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import transformers
+from torch import Tensor
+from torch.nn import functional as F
+
+from dynkern.training.data import IGNORED
+from dynkern.training.pretraining.recipe import Recipe
+from dynkern.training.pretraining.stream import Batch
+from dynkern.training.shapes import shape_config
+
+# what each residual branch writes
+_WRITERS = ("self_attn.out_proj", "fc2")
+
+
+def new_model(recipe: Recipe, layers: int) -> transformers.OPTForCausalLM:
+    """A random model of `layers`, in train mode; positions begin as sines and cosines, so that
+    neighbours are alike, and are learned like the rest. ValueError for a width that heads do not
+    divide.
+    """
+    config = shape_config(f"{layers}x{recipe.hidden_size}", recipe.vocab_size, recipe.max_positions)
+    config.layerdrop = 0.0
+    model = transformers.OPTForCausalLM(config).train()
+    table = model.model.decoder.embed_positions.weight
+    offset = table.shape[0] - recipe.max_positions
+    with torch.no_grad():
+        table[offset:] = _sinusoids(recipe.max_positions, table.shape[1]) * config.init_std
+    return model
+
+
+def _sinusoids(positions: int, width: int) -> Tensor:
+    """[positions, width] of unit variance."""
+    rates = 10_000 ** (-torch.arange(0, width, 2) / width)
+    angles = torch.arange(positions)[:, None] * rates
+    return 2**0.5 * torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+
+
+def grow(model: transformers.OPTForCausalLM, layers: int) -> transformers.OPTForCausalLM:
+    """A model of more layers that computes about the same.
+
+    New layer i begins as old layer i // f, f times as many in all, with what it writes into the
+    residual scaled by 1 / f: f short steps along the direction of a long one. ValueError unless
+    `layers` is a multiple of the old ones.
+    """
+    old = model.config.num_hidden_layers
+    if layers % old:
+        raise ValueError(f"layers: got {layers}, expected a multiple of {old}")
+    factor = layers // old
+    config = type(model.config).from_dict({**model.config.to_dict(), "num_hidden_layers": layers})
+    grown = type(model)(config).train(model.training)
+    state = dict(model.state_dict())
+    prefix = "model.decoder.layers."
+    filled = {name: tensor for name, tensor in state.items() if not name.startswith(prefix)}
+    for place in range(layers):
+        source = f"{prefix}{place // factor}."
+        for name, tensor in state.items():
+            if name.startswith(source):
+                rest = name.removeprefix(source)
+                writes = rest.rpartition(".")[0] in _WRITERS
+                filled[f"{prefix}{place}.{rest}"] = tensor / factor if writes else tensor
+    grown.load_state_dict(filled)
+    return grown.to(model.device)
+
+
+def losses(
+    model: transformers.OPTForCausalLM, batch: Batch, keep: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """Cross entropies float32 [N] over response tokens and EOS, and whether each was the likeliest,
+    bool [N]. keep: which layers run, for the whole batch.
+
+    Written out rather than called: only labelled places reach the head, and attention is two
+    matrix products, since torch's flash backward on a CPU took 40 % of a step at 20 to 60 tokens.
+    """
+    decoder = model.model.decoder
+    positions = decoder.embed_positions.weight[decoder.embed_positions.offset :]
+    rows, length = batch.ids.shape
+    h = decoder.embed_tokens(batch.ids) + positions[:length]
+    mask = torch.full((length, length), float("-inf"), device=h.device).triu(1)
+    for layer, runs in zip(decoder.layers, keep, strict=True):
+        if runs:
+            h = h + _attention(layer.self_attn, layer.self_attn_layer_norm(h), mask)
+            h = h + layer.fc2(F.relu(layer.fc1(layer.final_layer_norm(h))))
+    here = batch.targets != IGNORED
+    logits = _wide(model.lm_head(decoder.final_layer_norm(h[here])))
+    targets = batch.targets[here]
+    return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _attention(attention: torch.nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    rows, length, width = x.shape
+    size = attention.head_dim
+    q, k, v = (
+        project(x).view(rows, length, width // size, size).transpose(1, 2)
+        for project in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    if x.is_cuda:
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    else:
+        with torch.autocast("cpu", enabled=False):
+            q, k, v = (_wide(part) for part in (q, k, v))
+            mixed = (q @ k.transpose(-1, -2) * size**-0.5 + mask).softmax(dim=-1) @ v
+    return attention.out_proj(mixed.transpose(1, 2).reshape(rows, length, width))
