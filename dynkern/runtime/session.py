@@ -9,6 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dynkern import routes as route_math
 from dynkern.cost import PassCount
@@ -186,14 +187,48 @@ class Session:
         results = self.engine.executor.advance(group.batch, self._cache, group.picker, limits)
         if not results:
             raise RuntimeError("the executor ran no pass although rows are live")
-        events = []
-        for result in results:
-            rows = group.in_order()
-            self._count(rows, result)
-            tokens = result.token.tolist()
-            events += [self._book(row, tokens[row.slot]) for row in rows]
         self._turn_passes += len(results)
+        return self._book_passes(group, results)
+
+    def _book_passes(self, group: Group, results: Sequence[PassResult]) -> list[TokenEvent]:
+        """Note what passes of a group picked and ran, in what Python does once for all of them as
+        far as it can: a pass of a small model takes a millisecond.
+        """
+        rows = live = group.in_order()
+        begun = [len(row.completion.token_ids) for row in rows]
+        ran = torch.stack([result.ran for result in results]).cpu()
+        if self._counts_passes:
+            layer_rows = ran.sum(dim=2).tolist()
+        entries = sum(len(r.completion.prompt_ids) + n for r, n in zip(rows, begun, strict=True))
+        events: list[TokenEvent] = []
+        for at, result in enumerate(results):
+            if self._counts_passes:
+                length = entries / len(live) - 1
+                self.stats.passes.append(_counted(len(live), layer_rows[at], result, length))
+            tokens = result.token.tolist()
+            events += [self._book(group, row, tokens[row.slot]) for row in live]
+            entries += len(live)
+            if len(group.rows) < len(live):
+                gone = [row.completion for row in live if row.slot not in group.rows]
+                entries -= sum(len(done.prompt_ids) + len(done.token_ids) for done in gone)
+                live = [row for row in live if row.slot in group.rows]
+        self.passes += len(results)
+        self._book_layers(rows, begun, ran)
         return events
+
+    def _book_layers(self, rows: Sequence[Row], begun: Sequence[int], ran: Tensor) -> None:
+        """Layers of rows that had `begun` tokens each ahead of these passes. ran: [P, L, B]."""
+        each = ran.sum(dim=1).T.tolist()
+        sums = ran.cumsum(dim=0)
+        columns: dict[int, list[list[int]]] = {}
+        for row, before in zip(rows, begun, strict=True):
+            done = row.completion
+            taken = len(done.token_ids) - before
+            if taken not in columns:
+                columns[taken] = sums[taken - 1].T.tolist()
+            done.layers_run += each[row.slot][:taken]
+            fresh = columns[taken][row.slot]
+            done.layer_counts = [c + k for c, k in zip(done.layer_counts, fresh, strict=True)]
 
     def _whose_turn(self) -> Group:
         """Groups take turns of TURN_PASSES passes."""
@@ -207,31 +242,9 @@ class Session:
             self._turn_passes = 0
         return self._groups[self._turn[0]]
 
-    def _count(self, rows: Sequence[Row], result: PassResult) -> None:
-        ran = result.ran.cpu()
-        filled = result.filled.tolist()
-        self.passes += 1
-        if self._counts_passes:
-            lengths = [len(r.completion.prompt_ids) + len(r.completion.token_ids) for r in rows]
-            self.stats.passes.append(
-                PassCount(
-                    rows=len(rows),
-                    layer_rows=tuple(ran.sum(dim=1).tolist()),
-                    fill_rows=tuple(filled) if any(filled) else (),
-                    head_rows=int(result.head_rows),
-                    length=sum(lengths) / len(lengths) - 1,
-                )
-            )
-        columns = ran.T.tolist()
-        for row in rows:
-            done, column = row.completion, columns[row.slot]
-            done.layers_run.append(sum(column))
-            done.layer_counts = [c + k for c, k in zip(done.layer_counts, column, strict=True)]
-
-    def _book(self, row: Row, token: int) -> TokenEvent:
+    def _book(self, group: Group, row: Row, token: int) -> TokenEvent:
         """Note a row's token; a row that stops leaves its slot before anybody sees the event."""
         request, done = row.entry.request, row.completion
-        group = self._groups[row.entry.group]
         done.token_ids.append(token)
         group.remaining[row.slot] -= 1
         self.stats.new_tokens += 1
@@ -268,7 +281,7 @@ class Session:
             hidden = torch.stack([prompts[row.entry.prompt].hidden for row in own])
             tokens.update(self._groups[key].first_tokens(own, hidden))
         rows.sort(key=lambda row: row.entry.order[1])
-        return [self._book(row, tokens[row.slot]) for row in rows]
+        return [self._book(self._groups[r.entry.group], r, tokens[r.slot]) for r in rows]
 
     def _judge(self) -> None:
         """Choose the schedule by cost, once routes are known, and again with twice as many."""
@@ -362,3 +375,14 @@ class Session:
             picker.begin(self._slots, self._cache.capacity, engine.device)
             self._groups[key] = Group(batch, picker)
         return self._groups[key]
+
+
+def _counted(rows: int, layer_rows: Sequence[int], result: PassResult, length: float) -> PassCount:
+    filled = result.filled.tolist()
+    return PassCount(
+        rows=rows,
+        layer_rows=tuple(layer_rows),
+        fill_rows=tuple(filled) if any(filled) else (),
+        head_rows=int(result.head_rows),
+        length=length,
+    )
