@@ -115,7 +115,10 @@ def test_running_again_changes_nothing(place, whole, capsys):
     assert main(arguments(place, whole)) == 2
     assert "go on with --resume or take another --output" in capsys.readouterr().err
     assert main(arguments(place, whole, "--resume")) == 0
-    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+    after = {path.name: path.read_bytes() for path in whole.iterdir()}
+    # the report says by which command it was written, and when
+    pages = [files.pop("report.html").partition(b'id="settings"')[0] for files in (before, after)]
+    assert after == before and pages[0] == pages[1] and b"<figure>" in pages[0]
     results = json.loads(before["results.json"])
     assert results["num_layers"] == LAYERS and sum(results["oracle"]["histogram"]) == 1
     assert results["equal_quality"]["oracle"]["mean_layers"] <= LAYERS
