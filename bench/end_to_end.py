@@ -2,14 +2,19 @@
 
 Whole loops (prefill and decoding) of random-weight OPT shapes, fresh random prompts of 64 tokens,
 64 forced new tokens, engines in turn round after round, each in a process of its own; then routes,
-exits and serving against dynkern's own full depth. Rows go to DIR/cpu.csv as they come.
+exits and serving against dynkern's own full depth. Rows go to DIR/cpu.csv as they come, those of
+the latency group (bench/latency.py) to DIR/end_to_end.csv.
 """
 
 from __future__ import annotations
 
+import json
+import random
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +26,11 @@ from rich.table import Table
 
 from bench.arguments import check_each, refuse
 from bench.cpu_cases import GROUPS, PROMPT, Bench, Row, smaller
+from bench.latency import COLUMNS as LATENCY_COLUMNS
+from bench.latency import latency_rows, print_latencies
 from bench.peers import KINDS, Engine
 from bench.results_file import append, stamp
+from dynkern.data import TEMPLATES, encode_prompt, load_records, prompt_cap
 from dynkern.evaluation.load_meter import LOAD_LIMIT
 from dynkern.evaluation.timing import Spread
 from dynkern.llm import LLM
@@ -157,8 +165,6 @@ def peer_rows(
 
 def vocabulary_of(checkpoint: Path) -> int:
     """Vocabulary size of a checkpoint."""
-    import json
-
     return int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
 
 
@@ -181,7 +187,7 @@ def main(
     group: Annotated[
         list[str] | None,
         typer.Option(
-            help="peers, realisation, mixed, confidence, serving, smaller, memory; repeat it."
+            help="peers, latency, realisation, mixed, confidence, serving, smaller, memory."
         ),
     ] = None,
     shape: Annotated[list[str] | None, typer.Option(help="125m, 350m-wide or 1.3b.")] = None,
@@ -189,6 +195,11 @@ def main(
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, int8.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Rows; repeat it.")] = None,
     kind: Annotated[list[str] | None, typer.Option(help="Engines of the peers group.")] = None,
+    policy: Annotated[list[str] | None, typer.Option(help="Of the latency group.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Prompts for --model's latency; rows end at EOS.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="alpaca or plain, for --data.")] = "plain",
     new_tokens: Annotated[int, typer.Option(help="Forced new tokens.")] = 64,
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
     peer_python: Annotated[str, typer.Option(help="Interpreter that has the peers.")] = "",
@@ -196,12 +207,15 @@ def main(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tiny shape, to try it.")] = False,
 ) -> None:
     """Measure the groups asked for (all by default) and append them to OUTPUT/cpu.csv."""
-    known = ("peers", *GROUPS, "smaller", "memory")
+    known = ("peers", *GROUPS, "smaller", "memory", "latency")
     groups = group or [name for name in known if name != "smaller" or not model]
     shapes = [model] if model else ["tiny"] if dry_run else shape or ["125m"]
     check_each("group", groups, known)
     check_each("kind", kind or [], KINDS)
     check_each("dtype", dtype or [], ("float32", "bfloat16", "int8"))
+    check_each("template", [template], tuple(TEMPLATES))
+    if data and not model:
+        refuse("--data: got it without --model, expected a checkpoint with a tokenizer")
     if not model:
         check_each("shape", shapes, tuple(SHAPES))
     elif "smaller" in groups:
@@ -214,6 +228,7 @@ def main(
     batches = batch or ([1, 2] if dry_run else [1, 8, 32])
     console = Console()
     rows: list[Row] = []
+    latencies: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch, Progress(console=Console(stderr=True)) as bar:
         for name in shapes:
             checkpoint = Path(name) if model else make_checkpoint(name, None, work or Path(scratch))
@@ -227,7 +242,51 @@ def main(
                 on = stamp(device_name(torch.device("cpu")), dry_run)
                 append(output / "cpu.csv", [{**on, **full}])
                 rows.append(full)
-    _print(console, rows)
+            if "latency" in groups:
+                bar.console.print(f"latency, {label}")
+                prompts = _prompts_of(checkpoint, data, template, new_tokens)
+                depth = int(
+                    json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
+                )
+                half = max(1, depth // 2)
+                others = {} if model else {f"{half}-layer model": make_checkpoint(name, half, keep)}
+                for row in latency_rows(
+                    checkpoint,
+                    others,
+                    kind or [k for k in KINDS if not dtype or k.partition("-")[2] in dtype],
+                    ["full", *(policy or [f"uniform:{half}", f"early_exit:{half - 1}"])],
+                    [partial(prompts, n) for n in batches],
+                    new_tokens,
+                    data is not None,
+                    repeats,
+                    peer_python or sys.executable,
+                ):
+                    on = stamp(device_name(torch.device("cpu")), dry_run)
+                    full = {**dict.fromkeys(LATENCY_COLUMNS, ""), **row, "shape": label}
+                    append(output / "end_to_end.csv", [{**on, **full}])
+                    latencies.append(full)
+    if rows:
+        _print(console, rows)
+    if latencies:
+        print_latencies(console, latencies)
+
+
+def _prompts_of(
+    checkpoint: Path, data: str | None, template: str, new_tokens: int
+) -> Callable[[int], list[list[int]]]:
+    """Makes a round's prompts: random ones, or the data's next."""
+    if data is None:
+        vocabulary = vocabulary_of(checkpoint)
+        return lambda n: [
+            [2, *random.choices(range(4, vocabulary), k=PROMPT - 1)] for _ in range(n)
+        ]
+    llm = LLM(checkpoint)
+    cap = prompt_cap(template, llm.spec.max_positions - new_tokens + 1)
+    bos = llm.spec.bos_token_id
+    records = load_records(data)
+    own = [list(encode_prompt(llm.tokenizer, r, template, cap, bos).ids) for r in records]
+    endless = cycle(own)
+    return lambda n: [next(endless) for _ in range(n)]
 
 
 def _measure(

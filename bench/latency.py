@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from bench.peers import Engine
 from dynkern.evaluation.load_meter import LOAD_LIMIT
 from dynkern.evaluation.timing import Spread
@@ -209,3 +212,29 @@ def latency_rows(
     finally:
         for worker in workers:
             worker.close()
+
+
+def print_latencies(console: Console, rows: Sequence[Row]) -> None:
+    """Print them, times in ms."""
+    table = Table(title="bench.end_to_end, latency")
+    for column in ("engine", "policy", "rows", "tok/s", "x full", "first p50", "p99"):
+        table.add_column(column, overflow="fold")
+    for column in ("token p50", "p95", "p99", "MB"):
+        table.add_column(column)
+    for row in rows:
+        times = [row[f"first_{p}"] for p in ("p50", "p99")]
+        times += [row[f"token_{p}"] for p in SHARES]
+        ratio, rate, peak = row["speedup"], row["tokens_per_second"], row["peak_memory_bytes"]
+        table.add_row(
+            *(str(row[key]) for key in ("engine", "policy", "batch")),
+            f"{rate:.1f}" if rate != "" else "",
+            f"{ratio:.2f}" if ratio != "" else "",
+            *(f"{1e3 * t:.2f}" if t != "" else "" for t in times),
+            f"{peak / 1e6:.0f}" if peak != "" else "",
+            style="dim" if row["loaded"] is True else None,
+        )
+    console.print(table)
+    for row in rows:
+        if row["note"]:
+            what = f"{row['engine']}, {row['policy']}, {row['batch'] or 'all'} rows"
+            console.print(f"{what}: {row['note']}", highlight=False)

@@ -1,0 +1,65 @@
+"""bench.cost_model and bench.scaling: what is computed of times, and dry runs."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+from typer.testing import CliRunner
+
+from bench import cost_model, cost_model_plot, scaling, scaling_plot
+from bench.latency import gaps, percentile
+from dynkern.evaluation.timing import interleave
+
+
+def _dry(module, folder, monkeypatch, name):
+    monkeypatch.setattr(
+        module,
+        "interleave",
+        lambda cases, repeats, progress: interleave(cases, repeats, min_window=0.0, limit=1e9),
+    )
+    app = module.typer.Typer()
+    app.command()(module.main)
+    result = CliRunner().invoke(app, ["--output", str(folder), "--dry-run"])
+    assert result.exit_code == 0, result.output
+    with (folder / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_case_is_predicted(tmp_path, monkeypatch):
+    rows = _dry(cost_model, tmp_path, monkeypatch, "cost_model")
+    assert {row["kv_fill"] for row in rows} == {"", "project", "copy", "deferred", "mask"}
+    for row in rows:
+        assert float(row["predicted"]) > 0 and float(row["predicted_earlier"]) > 0
+        assert float(row["error"]) > -1
+    assert {row["policy"] for row in rows if row["batch"] == "3"} >= {"bimodal", "one straggler"}
+    cost_model_plot.draw(rows, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_errors_are_summed_up():
+    rows = [{"error": e} for e in (0.1, -0.3, 0.2, "")]
+    mean, worst, row = cost_model.summary(rows)
+    assert mean == pytest.approx(0.2) and worst == 0.3 and row is rows[1]
+    with pytest.raises(ValueError, match="none with a value"):
+        cost_model.summary(rows[3:])
+
+
+def test_every_axis_has_points(tmp_path, monkeypatch):
+    rows = _dry(scaling, tmp_path, monkeypatch, "scaling")
+    assert {row["axis"] for row in rows} == set(scaling.AXES)
+    assert all(0 < float(row["expected"]) and float(row["seconds"]) > 0 for row in rows)
+    scaling_plot.draw(rows, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_a_line_is_found_again():
+    fixed, slope, r2 = scaling.line_through([1.0, 2.0, 4.0], [5.0, 7.0, 11.0])
+    assert (fixed, slope, r2) == pytest.approx((3.0, 2.0, 1.0))
+    assert scaling.line_through([2.0], [6.0]) == (0.0, 3.0, 1.0)
+
+
+def test_tokens_that_come_together_share_their_wait():
+    each, waits = gaps([1.0, 2.0, 4.0, 4.0])
+    assert each == [1.0, 1.0, 1.0] and waits == [1.0, 2.0]
+    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0 and percentile([0.0, 1.0], 0.95) == 0.95
