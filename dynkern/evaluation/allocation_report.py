@@ -17,6 +17,7 @@ from dynkern.allocation.bootstrap import RESAMPLES
 from dynkern.allocation.curve import Allocation, Curve, allocate
 from dynkern.allocation.groups import Group, grouped
 from dynkern.allocation.table import Table, load_table
+from dynkern.arguments import check_integer
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
 from dynkern.evaluation.report import plain
 from dynkern.files import make_folder, write_whole
@@ -39,6 +40,8 @@ def report_allocation(
 
     Equal tables give equal files. ValueError, one line, where there is no table to analyse.
     """
+    check_integer("resamples", resamples, 1)
+    check_integer("seed", seed, 0)
     table = load_table(path)
     _check_own(output / "results.json", table)
     make_folder(output)

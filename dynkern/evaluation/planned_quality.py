@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dynkern.arguments import check_integer
 from dynkern.evaluation.hidden_states import (
     FAMILIES,
     HiddenStatesConfig,
@@ -21,6 +22,9 @@ from dynkern.evaluation.tables import draw_lines, write_csv
 from dynkern.files import make_folder
 from dynkern.models.checkpoint import read_config, resolve_model
 from dynkern.models.opt import spec_from_config
+from dynkern.models.storage import DTYPES
+from dynkern.ops.backends import BACKENDS
+from dynkern.routes import check_choice
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
     """
     console = console or Console()
     config.check()
+    # before anything is written
+    check_integer("max_new_tokens", config.max_new_tokens, 1)
+    check_choice("dtype", config.dtype, ("auto", *DTYPES))
+    check_choice("backend", config.backend, ("auto", *BACKENDS))
     num_layers = spec_from_config(read_config(resolve_model(config.model))).num_layers
     make_folder(config.output)
     part = _write_part(config)
