@@ -118,6 +118,7 @@ INLINE = {
     " ".join(c.split()) for c in _INLINE.findall(re.sub(r"```.*?```", "", README, flags=re.S))
 }
 INLINE = {c for c in INLINE if not c.startswith(("dynkern.", "dynkern/"))}
+INLINE -= {"dynkern"}  # the name of a logger
 TINY = {
     "python -m bench.compare OLD NEW": "{root}/bench/results/cpu.csv {root}/bench/results/cpu.csv",
     "python -m bench.cpu_plot": "{root}/bench/results/cpu.csv cpu.png",
