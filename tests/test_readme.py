@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -109,7 +110,9 @@ def test_the_other_commands_are_known(tmp_path):
     assert "pip install --quiet -e '.[test]'" in (ROOT / ".ci" / "run").read_text()
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     install += ["--no-build-isolation", "--target", str(tmp_path), str(ROOT)]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=300)
+    # the level that compiles fastest; nvcc knows no such target
+    quick = {**os.environ, "CXXFLAGS": "-O0", "DYNKERN_CUDA_ARCHS": "1"}
+    done = subprocess.run(install, env=quick, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     seen = subprocess.run(
         [sys.executable, "-c", "import dynkern; print(dynkern.__file__, dynkern.__version__)"],
@@ -119,6 +122,96 @@ def test_the_other_commands_are_known(tmp_path):
         text=True,
     )
     assert seen.stdout.startswith(str(tmp_path)), seen.stderr
+
+
+# commands within the text, and what makes them tiny; FOLDER is a fresh one
+_INLINE = re.compile(
+    r"(?<!`)`((?:python -m|dynkern|torchrun|accelerate launch|pip install|pytest|\.ci/)[^`]*)`"
+)
+INLINE = {
+    " ".join(c.split()) for c in _INLINE.findall(re.sub(r"```.*?```", "", README, flags=re.S))
+}
+INLINE = {c for c in INLINE if not c.startswith(("dynkern.", "dynkern/"))}
+INLINE -= {"dynkern"}  # the name of a logger
+TINY = {
+    "python -m bench.compare OLD NEW": "{root}/bench/results/cpu.csv {root}/bench/results/cpu.csv",
+    "python -m bench.cpu_plot": "{root}/bench/results/cpu.csv cpu.png",
+    "python -m bench.int8_kernels --output DIR": "--output . --dry-run",
+    "python -m bench.ops_cpu --output DIR": "--output . --dry-run --op embed",
+    "python -m tests.fuzz --minutes N": "--minutes 0 budgets",
+}
+# run by a test of their own, in a file that names them so
+OWN_TEST = {
+    "python -m bench.aot --output DIR": ("bench/test_aot.py", "bench.aot"),
+    "python -m bench.end_to_end --output DIR": ("bench/test_end_to_end.py", "end_to_end.main"),
+    "python -m bench.gpu_acceptance --output DIR": (
+        "bench/test_gpu_acceptance.py",
+        "bench.gpu_acceptance",
+    ),
+    "python -m bench.quality MODEL DATA": ("bench/test_quality.py", "quality.main"),
+    "python -m bench.scheduling --output DIR": ("bench/test_scheduling.py", "scheduling.main"),
+    "torchrun --nproc-per-node 2 -m dynkern oracle …": (
+        "evaluation/test_oracle.py",
+        '"--nproc-per-node", "2", "-m", "dynkern"',
+    ),
+}
+SKIPPED = {
+    ".ci/run": "it is what runs these tests",
+    "accelerate launch": "the same processes as torchrun's",
+    "pip install '.[bench]'": "asks the package index for several GB of peers",
+    "pip install '.[gpu]'": "asks the package index for Triton",
+    "python -m bench.keep_eval OUTPUT MODEL DATA": "appends to the committed results",
+    "python -m tests.support.sanitize": "minutes; tests/csrc/test_csrc_sanitize.py runs a part",
+    "torchrun -m dynkern finetune …": "the same launch as oracle's, which a test runs",
+}
+
+
+def test_every_inline_command_is_accounted_for():
+    # names of commands: those of the blocks above, which run
+    named = {c for c in INLINE if re.fullmatch(r"dynkern [a-z-]+", c)}
+    run = {" ".join(c.split()[:2]) for c in COMMANDS}
+    assert named <= run, sorted(named - run)
+    assert INLINE - named == {*TINY, *OWN_TEST, *SKIPPED}
+
+
+@pytest.mark.parametrize("command", TINY)
+def test_inline_command_runs(command, tmp_path, monkeypatch, capfd):
+    words = command.split()
+    if "int8_kernels" in command and (why := _int8_obstacle()):
+        pytest.skip(why)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [words[2], *TINY[command].format(root=ROOT).split()])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(words[2], run_name="__main__", alter_sys=False)
+    assert not ended.value.code, capfd.readouterr().err
+    assert capfd.readouterr().out.strip() or list(tmp_path.iterdir())
+
+
+def _int8_obstacle() -> str | None:
+    from bench.int8_kernels import obstacle
+
+    return obstacle()
+
+
+@pytest.mark.parametrize("command", OWN_TEST)
+def test_inline_command_has_a_test(command):
+    file, words = OWN_TEST[command]
+    assert words in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", SKIPPED)
+def test_inline_command_that_is_left_out(command):
+    pytest.skip(SKIPPED[command])
+
+
+def test_every_environment_variable_is_in_the_table():
+    files = [ROOT / "setup.py", *(ROOT / "dynkern").rglob("*.py")]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    read = set(re.findall(r"""["'](DYNKERN_[A-Z0-9_]+)["']""", text))
+    for file in (ROOT / "csrc").rglob("*.*"):
+        read |= set(re.findall(r'getenv\("(DYNKERN_\w+)"', file.read_text(encoding="utf-8")))
+    table = README.split("## Environment variables")[1].split("\n## ")[0]
+    assert read == set(re.findall(r"^\| `(DYNKERN_\w+)", table, re.MULTILINE))
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda c: c.split("\n")[2][:40])

@@ -152,11 +152,15 @@ def read_routes(path: Path, num_layers: int) -> list[tuple[str, tuple[bool, ...]
     """
     if not path.is_file():
         raise FileNotFoundError(f"family: no file {path}, expected routes in .json or .csv")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"family: {path} has byte 0x{byte:02x}, expected UTF-8") from None
     if path.suffix.lower() == ".json":
         try:
             value = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"family: {path} is broken JSON ({error})") from None
         if isinstance(value, list):
             value = {f"r{place}": route for place, route in enumerate(value)}

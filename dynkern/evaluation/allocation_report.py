@@ -17,6 +17,7 @@ from dynkern.allocation.bootstrap import RESAMPLES
 from dynkern.allocation.curve import Allocation, Curve, allocate
 from dynkern.allocation.groups import Group, grouped
 from dynkern.allocation.table import Table, load_table
+from dynkern.arguments import check_integer
 from dynkern.data import Record
 from dynkern.evaluation.allocation_page import allocation_report
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
@@ -46,6 +47,8 @@ def report_allocation(
     Equal tables give equal files, but for the report's time of writing. ValueError, one line, where
     there is no table to analyse.
     """
+    check_integer("resamples", resamples, 1)
+    check_integer("seed", seed, 0)
     table = load_table(path)
     _check_own(output / "results.json", table)
     make_folder(output)

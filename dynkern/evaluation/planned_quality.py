@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from dynkern.arguments import check_integer
 from dynkern.evaluation.analysis_page import quality_report
 from dynkern.evaluation.confidence import load_part
 from dynkern.evaluation.hidden_states import (
@@ -25,7 +26,10 @@ from dynkern.evaluation.team import Team
 from dynkern.files import make_folder
 from dynkern.models.checkpoint import read_config, resolve_model
 from dynkern.models.opt import spec_from_config
+from dynkern.models.storage import DTYPES
+from dynkern.ops.backends import BACKENDS
 from dynkern.report import write_report
+from dynkern.routes import check_choice
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ def run_planned_quality(config: QualityConfig, console: Console | None = None) -
     """
     console = console or Console()
     config.check()
+    # before anything is written
+    check_integer("max_new_tokens", config.max_new_tokens, 1)
+    check_choice("dtype", config.dtype, ("auto", *DTYPES))
+    check_choice("backend", config.backend, ("auto", *BACKENDS))
     num_layers = spec_from_config(read_config(resolve_model(config.model))).num_layers
     make_folder(config.output)
     part = write_part(

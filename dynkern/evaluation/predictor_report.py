@@ -18,6 +18,7 @@ from dynkern.allocation.knapsack import Frontier
 from dynkern.allocation.predictor import JSON_NAME, Predictor, choose
 from dynkern.allocation.table import Table, load_table
 from dynkern.allocation.training import HEADS, split, train
+from dynkern.arguments import check_integer
 from dynkern.evaluation.allocation_plot import LABELS, draw_allocation, draw_groups
 from dynkern.evaluation.allocation_report import group_rows, save_csv, save_figure, save_json
 from dynkern.evaluation.predictor_page import predictor_report
@@ -56,6 +57,8 @@ def run_training(config: PredictorConfig, console: Console) -> Path:
     in use.
     """
     check_choice("head", config.head, HEADS)
+    check_integer("resamples", config.resamples, 1)
+    check_integer("seed", config.seed, 0, 2**64 - 1)
     if (config.output / JSON_NAME).exists():
         raise ValueError(
             f"output: {config.output} already holds a predictor; take another --output"

@@ -8,12 +8,13 @@ from collections import Counter
 
 import pytest
 
-from bad_input import api, checkpoints, command_line, data, drop_in
+from bad_input import api, checkpoints, command_line, commands, data, drop_in
 from bad_input.cases import Case, Place
 from dynkern.cli import main
+from support.checkpoint import save_checkpoint
 
 IN_PYTHON = [*api.CASES, *drop_in.CASES, *checkpoints.CASES, *data.CASES]
-ON_THE_COMMAND_LINE = command_line.CASES
+ON_THE_COMMAND_LINE = [*command_line.CASES, *commands.CASES]
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     words = command_line.EVAL.format(p=place.folder, out=place.folder / "used")
     quick = ["--no-timing", "--limit", "2", "--max-new-tokens", "2"]
     assert main([*shlex.split(words), *quick]) == 0
+    make_tables(place)
     return place
+
+
+def make_tables(place: Place) -> None:
+    """A table, a damaged one, files of routes, and a model that none of them is for."""
+    folder = place.folder
+    save_checkpoint(folder / "other", 4)
+    words = f"{commands.REFILL} --model {{p}}/model".format(p=folder)
+    assert main(shlex.split(words)) == 0
+    content = (folder / "table" / "table.sqlite").read_bytes()
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "table.sqlite").write_bytes(content[: len(content) // 2])
+    (folder / "short.json").write_text('{"a": "101"}')
+    (folder / "broken.json").write_text("[1,")
+    (folder / "bytes.json").write_bytes(b"\xff\xfe")
 
 
 def check_message(case: Case, message: str) -> None:
@@ -72,7 +88,7 @@ def test_the_table_is_as_large_as_it_says():
     rows = [*IN_PYTHON, *ON_THE_COMMAND_LINE]
     assert len(rows) >= 60
     assert all(case.argument and case.given and case.expected for case in rows)
-    parts = {"api": api, "drop-in": drop_in, "command line": command_line}
+    parts = {"api": api, "drop-in": drop_in, "command line": command_line, "commands": commands}
     parts |= {"checkpoints": checkpoints, "data": data}
     assert all(len(part.CASES) >= 30 for part in parts.values())
     named = Counter(case.argument.split()[0] for case in rows)

@@ -1,0 +1,119 @@
+"""Rows of the table: commands that make tables, predictors, controllers and figures of them."""
+
+from __future__ import annotations
+
+from bad_input.cases import Case
+
+ON = "--model {p}/model --data {p}/data.jsonl --template plain --output {out}"
+ORACLE = f"oracle {ON} --max-new-tokens 4"
+# the table of the place was made so
+TABLE = "--no-losses --limit 6 --budgets 3 --template plain --max-new-tokens 4"
+REFILL = f"oracle --data {{p}}/data.jsonl --output {{p}}/table {TABLE}"
+PREDICTOR = "train-predictor {p}/table --output {out}"
+GENERATE = "generate --model {p}/model --prompt hello --policy"
+CONTROLLER = f"train-controller {ON} --max-length 100"
+FINETUNE = f"finetune {ON} --max-length 100"
+CALIBRATE = f"calibrate {ON} --split all --max-new-tokens 4"
+HIDDEN = f"analyze hidden-states {ON} --split all --max-length 100"
+QUALITY = f"analyze quality {ON} --split all --max-length 100"
+REPRODUCE = f"reproduce {ON}"
+EXPLAIN = "explain --model {p}/model --policy full"
+TASKS = "tasks --output {out}/a.jsonl"
+
+
+def case(argument: str, given: str, words: str, expected: str = "expected") -> Case:
+    return Case(argument, given, words, expected)
+
+
+TABLES = [
+    case("family", "'deep'", f"{ORACLE} --family deep", "uniform, even"),
+    case("family", "'file:'", f"{ORACLE} --family file:", "file:PATH"),
+    case("family", "{p}/absent.json", f"{ORACLE} --family file:{{p}}/absent.json", "routes in"),
+    case("family", "'101'", f"{ORACLE} --family file:{{p}}/short.json", "6 of 0 and 1"),
+    case("family", "broken JSON", f"{ORACLE} --family file:{{p}}/broken.json", "Expecting"),
+    case("family", "byte 0xff", f"{ORACLE} --family file:{{p}}/bytes.json", "UTF-8"),
+    case("family", "'.txt'", f"{ORACLE} --family file:{{p}}/data.txt", ".json or .csv"),
+    case("budgets", "7", f"{ORACLE} --budgets 7", "1 to 6"),
+    case("budgets", "99999999999", f"{ORACLE} --budgets 1..99999999999", "1 to 6"),
+    case("budgets", "'4..2'", f"{ORACLE} --budgets 4..2", "a rising range"),
+    case("budgets", "'x'", f"{ORACLE} --budgets x", "1..6"),
+    case("uniform-even budget", "4", f"{ORACLE} --family even --budgets 4", "a divisor"),
+    case("samples", "0", f"{ORACLE} --samples 0", "1 or more"),
+    case("samples", "2 of greedy", f"{ORACLE} --samples 2", "--temperature"),
+    case("temperature", "nan", f"{ORACLE} --temperature nan", "0 or more"),
+    case("top_p", "0", f"{ORACLE} --top-p 0", "more than 0"),
+    case("validation", "none", f"{ORACLE} --family greedy", "a file of records"),
+    case("output", "already holds a table", f"{REFILL} --model {{p}}/model", "--resume"),
+    case("output", "num_layers", f"{REFILL} --model {{p}}/other --resume", "the same ones"),
+    case("table", "{p}/absent", "allocate {p}/absent", "dynkern oracle"),
+    case("table", "{p}/damaged", "allocate {p}/damaged", "a copy back"),
+    case("table", "{p}/data.jsonl", "allocate {p}/data.jsonl", "a copy back"),
+    case("resamples", "0", "allocate {p}/table --output {out} --resamples 0", "1 or more"),
+    case("seed", "-1", "allocate {p}/table --output {out} --seed -1", "0 or more"),
+    case("table", "{p}/absent", "merge {p}/absent", "dynkern oracle"),
+    case("table", "{p}/damaged", "merge {p}/damaged", "a copy back"),
+]
+
+PREDICTORS = [
+    case("table", "5 prompts to train", PREDICTOR, "10 or more"),
+    case("head", "'tree'", f"{PREDICTOR} --head tree", "ridge, mlp"),
+    case("budget", "'0'", f"{PREDICTOR} --budget 0", "mean layers"),
+    case("budget", "'nan'", f"{PREDICTOR} --budget nan", "mean layers"),
+    case("train_share", "1.0", f"{PREDICTOR} --train-share 1", "between 0 and 1"),
+    case("resamples", "0", f"{PREDICTOR} --resamples 0", "1 or more"),
+    case("table", "{p}/damaged", f"{GENERATE} oracle:0.5@{{p}}/damaged", "a copy back"),
+    case("budget", "'9'", f"{GENERATE} oracle:9@{{p}}/table", "1 to 6"),
+    case("policy oracle", "request 0 is not", f"{GENERATE} oracle:0.5@{{p}}/table", "predictor"),
+    case("predictor", "{p}/absent", f"{GENERATE} predictor:{{p}}/absent", "train-predictor"),
+    case(
+        "policy histogram",
+        "made for 6 layers",
+        "generate --model {p}/other --prompt hello --policy histogram:equal@{p}/table",
+        "4",
+    ),
+    case("controller", "{p}/absent", f"{GENERATE} controller:{{p}}/absent", "no file"),
+    case("controller", "{p}/data.jsonl", f"{GENERATE} controller:{{p}}/data.jsonl", "read"),
+]
+
+TRAINING = [
+    case("input", "'luck'", f"{CONTROLLER} --input luck", "hidden, fixed"),
+    case("alpha", "-1.0", f"{CONTROLLER} --alpha -1", "from 0"),
+    case("tau", "0.0", f"{CONTROLLER} --tau 0", "above 0"),
+    case("tau", "nan", f"{CONTROLLER} --tau nan", "above 0"),
+    case("depth", "4", f"{CONTROLLER} --depth 4", "1, 2 or 3"),
+    case("width", "0", f"{CONTROLLER} --width 0", "1 or more"),
+    case("gate_rate", "nan", f"{CONTROLLER} --gate-rate nan", "more than 0"),
+    case("max_length", "4000", f"{CONTROLLER} --max-length 4000", "160 positions"),
+    case("preset", "'huge'", f"{FINETUNE} --preset huge", "paper, authors"),
+    case("route", "'stochastic:0.5'", f"{FINETUNE} --route stochastic:0.5", "one fixed route"),
+    case("uniform budget", "9", f"{FINETUNE} --route uniform:9", "1 to 6"),
+    case("layerdrop", "1.0", f"{FINETUNE} --layerdrop 1", "below 1"),
+    case("exit_layers", "9", f"{FINETUNE} --exit-layer 9", "0 to 4"),
+    case("micro_batch", "3", f"{FINETUNE} --micro-batch 3 --batch-size 4", "a divisor"),
+    case("epochs", "nan", f"{FINETUNE} --epochs nan", "more than 0"),
+    case("config", "'0x64'", "finetune --data {p}/data.jsonl --output {out} --config 0x64", "12x"),
+]
+
+FIGURES = [
+    case("policy", "'uniform:3'", f"{CALIBRATE} --policy uniform:3", "confidence"),
+    case("target", "nan", f"{CALIBRATE} --target nan", "above 0 to 1"),
+    case("grid", "1", f"{CALIBRATE} --grid 1", "2 or more"),
+    case("confidence exits", "5", f"{CALIBRATE} --exit-layer 5", "0 to 4"),
+    case("split", "'some'", f"{HIDDEN} --split some", "train, validation"),
+    case("draws", "0", f"{HIDDEN} --draws 0", "1 or more"),
+    case("dtype", "'int3'", f"{QUALITY} --dtype int3", "float32, bfloat16"),
+    case("backend", "'tpu'", f"{QUALITY} --backend tpu", "reference, cpu"),
+    case("max_new_tokens", "0", f"{QUALITY} --max-new-tokens 0", "1 or more"),
+    case("steps", "0", f"{REPRODUCE} --steps 0", "1 or more"),
+    case("alpha", "nan", f"{REPRODUCE} --alpha nan", "from 0"),
+    case("prompt_tokens", "0", f"{EXPLAIN} --prompt-tokens 0", "1 or more"),
+    case("prompt of request 0", "500 tokens", f"{EXPLAIN} --prompt-tokens 500", "exceed"),
+    case("kv_fill", "'all'", f"{EXPLAIN} --kv-fill all", "project, copy"),
+    case("family", "'sorting'", f"{TASKS} --family sorting", "copy, reverse"),
+    case("difficulty", "5", f"{TASKS} --difficulty 5", "1, 2, 3, 4"),
+    case("count", "0", f"{TASKS} --count 0", "1 or more"),
+    case("output", "/proc/none", "tasks --output /proc/none/a.jsonl --count 2", "a place"),
+    case("data", "'x=1'", "eval --model {p}/model --data tasks:test?x=1 --output {out}", "family"),
+]
+
+CASES = [*TABLES, *PREDICTORS, *TRAINING, *FIGURES]
