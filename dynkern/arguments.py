@@ -46,7 +46,8 @@ def check_sampling(temperature: Any, top_k: Any, top_p: Any, repetition_penalty:
     """Raise ValueError for what op `sample` does not take.
 
     Beyond 1e-9 and 1e9 a logit over the temperature, or times the penalty, may leave float32's
-    range, where all that is infinite ties.
+    range, where all that is infinite ties; below 2^-126 a top_p is none of its normal numbers, and
+    one that becomes 0 would keep no token.
     """
     in_range = "1e-9 to 1e9"
     check_number(
@@ -56,7 +57,7 @@ def check_sampling(temperature: Any, top_k: Any, top_p: Any, repetition_penalty:
         f"a finite number, 0 (greedy) or {in_range}",
     )
     check_integer("top_k", top_k, 0, (1 << 63) - 1, "0 (off) or more, an integer")
-    check_number("top_p", top_p, lambda x: 0 < x <= 1, "above 0 and up to 1")
+    check_number("top_p", top_p, lambda x: 2.0**-126 <= x <= 1, "above 0 and up to 1")
     check_number(
         "repetition_penalty",
         repetition_penalty,

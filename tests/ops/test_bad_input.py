@@ -114,6 +114,7 @@ BAD = [
     ("sample", 5, float("nan"), "temperature: got nan"),
     ("sample", 6, -1, "top_k: got -1"),
     ("sample", 7, 0.0, "top_p: got 0"),
+    ("sample", 7, 2.3e-308, "top_p: got 2.3e-308"),
     ("sample", 7, float("nan"), "top_p: got nan"),
     ("sample", 7, 1.01, "top_p: got 1.01"),
     ("sample", 8, 0.0, "repetition_penalty: got 0"),
