@@ -43,6 +43,9 @@ RATIOS = {
     "roofline_efficiency": True,
     "rougeL": True,
     "agreement_with_full": True,
+    "share": True,
+    "over_possible": False,
+    "error": False,
     "loss_ratio": False,
     "registers": False,
     "stack": False,
@@ -54,6 +57,15 @@ OTHER = {
     *("low", "high", "predicted", "predicted_speedup", "mean_layers", "new_tokens"),
     *("rougeL_low", "rougeL_high", "peak_memory_bytes", "loss", "weight_bytes"),
     *("zeros", "zero_pairs", "zero_fours", "zeros_of_8", "tensor_core", "loads_16"),
+    # of the other benchmarks: parts of what is compared, predictions, fits and verdicts
+    *("speedup_low", "speedup_high", "speedup_p20", "speedup_p80", "seconds_decode"),
+    *("speedup_decode_p20", "speedup_decode_p80", "possible_decode", "predicted_decode"),
+    *("base_seconds", "base_realisation", "expected_roofline", "expected_measured"),
+    *("auto_roofline", "auto_measured", "verdict", "mean_union", "mean_rows", "mean_tokens"),
+    *("texts_seconds", "texts_possible", "losses_seconds", "losses_possible"),
+    *("predicted_earlier", "error_earlier", "expected", "growth", "flagged", "warm_up"),
+    *("fit_fixed", "fit_slope", "fit_r2", "controller_minus_low", "controller_minus_high"),
+    *(f"{of}_{p}" for of in ("first", "token", "wait") for p in ("p50", "p95", "p99")),
     # of random routes: other ones in each run
     *("bytes", "flops", "gflop_per_second"),
 }

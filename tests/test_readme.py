@@ -137,12 +137,28 @@ TINY = {
     "python -m bench.compare OLD NEW": "{root}/bench/results/cpu.csv {root}/bench/results/cpu.csv",
     "python -m bench.cpu_plot": "{root}/bench/results/cpu.csv cpu.png",
     "python -m bench.int8_kernels --output DIR": "--output . --dry-run",
-    "python -m bench.ops_cpu --output DIR": "--output . --dry-run --op embed",
+    "python -m bench.claims": "",
+    "python -m bench.figures": ".",
     "python -m tests.fuzz --minutes N": "--minutes 0 budgets",
 }
 # run by a test of their own, in a file that names them so
 OWN_TEST = {
     "python -m bench.aot --output DIR": ("bench/test_aot.py", "bench.aot"),
+    "python -m bench.controllers MODEL DATA CONTROLLERS": (
+        "bench/test_controllers.py",
+        "controllers.main",
+    ),
+    "python -m bench.cost_model --output DIR": ("bench/test_cost_model.py", "_dry(cost_model"),
+    "python -m bench.depths --model M --data D --table TABLE --output DIR": (
+        "bench/test_depths.py",
+        "depths.main",
+    ),
+    "python -m bench.measure --output DIR": ("bench/test_measure.py", "measure.main"),
+    "python -m bench.oracle_table --model M --data D --output DIR": (
+        "bench/test_oracle_table.py",
+        "oracle_table.main",
+    ),
+    "python -m bench.scaling --output DIR": ("bench/test_cost_model.py", "_dry(scaling"),
     "python -m bench.end_to_end --output DIR": ("bench/test_end_to_end.py", "end_to_end.main"),
     "python -m bench.gpu_acceptance --output DIR": (
         "bench/test_gpu_acceptance.py",
@@ -150,9 +166,16 @@ OWN_TEST = {
     ),
     "python -m bench.quality MODEL DATA": ("bench/test_quality.py", "quality.main"),
     "python -m bench.scheduling --output DIR": ("bench/test_scheduling.py", "scheduling.main"),
+    "dynkern bench ops": ("bench/test_ops.py", '"bench", "ops"'),
+    "dynkern bundle --model SMALL/model --training SMALL/pretrain.json --output BUNDLE": (
+        "evaluation/test_bundle.py",
+        "bundle --model",
+    ),
+    "pytest bench/ops --benchmark-only": ("bench/test_ops.py", '"--benchmark-only"'),
+    "torchrun": ("evaluation/test_sweep_shards.py", "launched(2"),
     "torchrun --nproc-per-node 2 -m dynkern oracle …": (
         "evaluation/test_oracle.py",
-        '"--nproc-per-node", "2", "-m", "dynkern"',
+        "launched(2, arguments(",
     ),
 }
 SKIPPED = {
