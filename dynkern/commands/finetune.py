@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dynkern.commands import training_options as options
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -20,12 +22,10 @@ def finetune(
         str | None, typer.Option(help="From scratch instead: a shape, e.g. 12x256 or opt-125m.")
     ] = None,
     preset: Annotated[str, typer.Option(help="paper, authors or small.")] = "paper",
-    validation: Annotated[
-        str | None, typer.Option(help="Validation data; default: the paper's split of --data.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="First N records only.")] = None,
-    template: Annotated[str, typer.Option(help="alpaca or plain.")] = "alpaca",
-    max_length: Annotated[int, typer.Option(help="Tokens of a sequence at most.")] = 512,
+    validation: options.Validation = None,
+    limit: options.Limit = None,
+    template: options.Template = "alpaca",
+    max_length: options.MaxLength = 512,
     vocab_size: Annotated[int, typer.Option(help="Of the tokenizer trained from scratch.")] = 4096,
     route: Annotated[
         str | None, typer.Option(help="Fixed route to train under, e.g. uniform:6; rest frozen.")
@@ -39,24 +39,22 @@ def finetune(
         list[int] | None, typer.Option(help="Layer with an exit; repeat it. Default: all.")
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Default: the preset's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences of a step, in all.")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Sequences of one pass.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data at most.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps; default: once an epoch.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Worse validations until it stops.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more arithmetic.")
-    ] = False,
+    batch_size: options.BatchSize = None,
+    micro_batch: options.MicroBatch = None,
+    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    eval_every: options.EvalEvery = None,
+    patience: options.Patience = None,
+    precision: options.Precision = "auto",
+    gradient_checkpointing: options.GradientCheckpointing = False,
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Deterministic GPU kernels too.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    seed: options.Seed = 0,
     output: Annotated[Path, typer.Option(help="Folder for model, curves and checkpoints.")] = Path(
         "dynkern-finetune"
     ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: options.Resume = False,
 ) -> None:
     """Train a checkpoint, or a model from scratch, on instruction data."""
     from dynkern.training.finetune import FinetuneConfig, run_finetune

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dynkern.commands import training_options as options
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -17,16 +19,20 @@ def train_controller(
     model: Annotated[str, typer.Option(help="Checkpoint directory or hub id.")],
     data: Annotated[str, typer.Option(help=".json, .jsonl or .csv file, or hub id.")],
     input: Annotated[
-        list[str] | None, typer.Option(help="hidden, fixed, position or token; repeat: a sweep.")
+        list[str] | None,
+        typer.Option(help="hidden (default), fixed, position or token; repeat: a sweep."),
     ] = None,
     depth: Annotated[
-        list[int] | None, typer.Option(help="Linear layers of a gate, 1 to 3; repeat: a sweep.")
+        list[int] | None,
+        typer.Option(help="Linear layers of a gate, 1 (default) to 3; repeat: a sweep."),
     ] = None,
     width: Annotated[
-        list[int] | None, typer.Option(help="Width from depth 2 on; repeat: a sweep.")
+        list[int] | None,
+        typer.Option(help="Width from depth 2 on, 64 by default; repeat: a sweep."),
     ] = None,
     alpha: Annotated[
-        list[float] | None, typer.Option(help="Weight of the executed share; repeat: a sweep.")
+        list[float] | None,
+        typer.Option(help="Weight of the executed share, 1 by default; repeat: a sweep."),
     ] = None,
     budget: Annotated[
         list[float] | None,
@@ -40,27 +46,23 @@ def train_controller(
     learning_rate: Annotated[float | None, typer.Option(help="Of a backbone trained along.")] = (
         None
     ),
-    validation: Annotated[
-        str | None, typer.Option(help="Validation data; default: the paper's split of --data.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="First N records only.")] = None,
-    template: Annotated[str, typer.Option(help="alpaca or plain.")] = "alpaca",
-    max_length: Annotated[int, typer.Option(help="Tokens of a sequence at most.")] = 512,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences of a step, in all.")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Sequences of one pass.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data at most.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps at most.")] = None,
-    eval_every: Annotated[int | None, typer.Option(help="Steps; default: once an epoch.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Worse validations until it stops.")] = None,
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
-    gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more arithmetic.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    validation: options.Validation = None,
+    limit: options.Limit = None,
+    template: options.Template = "alpaca",
+    max_length: options.MaxLength = 512,
+    batch_size: options.BatchSize = None,
+    micro_batch: options.MicroBatch = None,
+    epochs: options.Epochs = None,
+    max_steps: options.MaxSteps = None,
+    eval_every: options.EvalEvery = None,
+    patience: options.Patience = None,
+    precision: options.Precision = "auto",
+    gradient_checkpointing: options.GradientCheckpointing = False,
+    seed: options.Seed = 0,
     output: Annotated[Path, typer.Option(help="Folder for controllers and curves.")] = Path(
         "dynkern-controller"
     ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a stopped run.")] = False,
+    resume: options.Resume = False,
 ) -> None:
     """Train skip controllers; repeated options sweep over all their combinations."""
     from dynkern.training.controllers import ControllerConfig, run_controllers
