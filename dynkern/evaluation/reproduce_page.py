@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -116,8 +117,10 @@ def _controllers(folder: Path) -> list[Figure]:
     lines: dict[str, list[Point]] = {}
     for row in _rows(folder / "controllers.csv"):
         if isinstance(row.get("mean_layers"), float) and isinstance(row.get("rougeL"), float):
-            kind = str(row["controller"]).partition("-")[0]
-            label = str(row["controller"]).rpartition("alpha")[2]
+            # "fixed-1-alpha1-budget6", "uniform:6", "full"
+            kind = re.split("[-:]", row["policy"])[0]
+            asked = re.search(r"[\d.]+$", row["policy"])
+            label = asked.group() if asked else ""
             point = Point(row["mean_layers"], row["rougeL"], label=label)
             lines.setdefault(kind, []).append(point)
     series = [
@@ -127,5 +130,6 @@ def _controllers(folder: Path) -> list[Figure]:
     if not series:
         return []
     chart = Lines("layers run per routed token (mean)", "ROUGE-L F1", series, whole_x=True)
-    note = "By what gates read. Numbers at points: alpha, the cost of a layer in training."
+    note = "Gates by what they read, beside uniform routes and full depth. Numbers at points: the "
+    note += "budget asked for, or alpha where none was."
     return [Figure("Skip controllers on test prompts", chart, note)]

@@ -261,7 +261,7 @@ def _table(rows: Sequence[Row]) -> Table:
         Column("validation loss", "nats a token"),
         Column("objective", "loss + alpha · executed share"),
         Column("parameters"),
-        Column("best step"),
+        Column("step", "of the weights that were kept"),
     ]
     cells = [
         [
@@ -271,7 +271,7 @@ def _table(rows: Sequence[Row]) -> Table:
             number(row["validation_loss"], 4),
             number(row.get("validation_objective"), 4),
             f"{row['controller_parameters']:,}",
-            str(row["best_step"]),
+            str(row["best_step"] if "best_step" in row else row["steps"]),
         ]
         for row in rows
     ]

@@ -61,16 +61,18 @@ def check_what_is_left(output: Path, ended: bool) -> None:
     if not output.exists():
         return
     names = {file.name for file in output.iterdir()}
-    assert names <= {"samples.jsonl", "results.json", "curve.png"}
+    assert names <= {"samples.jsonl", "results.json", "curve.png", "report.html"}
     if "samples.jsonl" in names:
         content = (output / "samples.jsonl").read_bytes()
         assert content.endswith(b"\n") or not content
         for line in content.splitlines():
             json.loads(line)
     if ended:
-        assert len(names) == 3
+        assert len(names) == 4
     if "results.json" in names:
         assert len(results(output)) == 3
+    if "report.html" in names:
+        assert (output / "report.html").read_text().endswith("</html>\n")
     if "curve.png" in names:
         # the mark of a PNG, and its last chunk
         picture = (output / "curve.png").read_bytes()

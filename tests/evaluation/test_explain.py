@@ -79,7 +79,10 @@ def test_planned_rows_that_differ(llm):
 
 def test_token_policies_fill_and_ask_heads(llm):
     result = found(llm, "confidence:top_prob=0.0001,exits=2")
-    assert result.parts.fill > 0 and result.parts.heads > 0
+    # whoever leaves does without the final head
+    assert result.parts.fill > 0 and result.parts.heads == 0
+    stays = found(llm, "confidence:top_prob=1.0,exits=2")
+    assert stays.parts.fill == 0 and stays.parts.heads > 0
     assert [o.name for o in result.options[1:]] == ["1 rows", "2 rows", "8 rows", "uniform:3"]
     deferred = found(llm, "stochastic:0.5", kv_fill="deferred", batch_size=1)
     assert deferred.options[0].mean_layers < NUM_LAYERS
