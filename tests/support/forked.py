@@ -142,6 +142,11 @@ def _child(case: dict[str, Any]) -> int:
 
         # Python ignores SIGXFSZ: the write itself fails
         resource.setrlimit(resource.RLIMIT_FSIZE, (case["file_size"], case["file_size"]))
+    if case.get("user"):
+        # mode bits say nothing to root
+        os.setgroups([])
+        os.setgid(case["user"])
+        os.setuid(case["user"])
     if case.get("at"):
         _wait_at(case["at"], case.get("skip", 0), ready)
     elif case.get("seconds") is not None:
