@@ -49,7 +49,8 @@ def child(run, config, die_at=None):
 
     def training_step(self, *args, **kwargs):
         loss = step(self, *args, **kwargs)
-        if self.state.global_step == die_at and self._clock[1] == 1:
+        # after its first micro-batch; the last step of an epoch may have no other
+        if self.state.global_step == die_at and self._clock[1] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return loss
 
