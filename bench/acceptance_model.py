@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bench.opt_spec import opt_spec
 from dynkern.models.spec import DecoderSpec
 from dynkern.models.weights import DecoderWeights, LayerWeights
 from dynkern.runtime.engine import Engine
@@ -15,24 +16,7 @@ from dynkern.runtime.executors.recorded_graphs import RecordedGraphs
 def random_model(dry_run: bool, device: torch.device) -> tuple[DecoderSpec, DecoderWeights]:
     """OPT-1.3B's shape in bfloat16 with random weights; a tiny one in float32 for a dry run."""
     layers, d, heads, ffn, vocab = (4, 64, 2, 128, 256) if dry_run else (24, 2048, 32, 8192, 50272)
-    spec = DecoderSpec(
-        vocab_size=vocab,
-        num_layers=layers,
-        hidden_size=d,
-        num_heads=heads,
-        ffn_size=ffn,
-        max_positions=2048,
-        embed_size=d,
-        pre_norm=True,
-        activation="relu",
-        bias=True,
-        norm_affine=True,
-        final_norm=True,
-        tied_head=True,
-        bos_token_id=2,
-        eos_token_id=2,
-        pad_token_id=1,
-    )
+    spec = opt_spec(vocab, layers, d, heads, ffn)
     dtype = torch.float32 if dry_run else torch.bfloat16
 
     def weight(*shape: int) -> Tensor:

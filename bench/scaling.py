@@ -24,6 +24,7 @@ from rich.table import Table
 
 from bench.arguments import check_each, refuse
 from bench.cpu_cases import worst_load
+from bench.opt_spec import opt_spec
 from bench.results_file import append, stamp
 from dynkern.cost import PartCost, PassCount, part_costs, roofline_time
 from dynkern.evaluation.calibration import BURST
@@ -92,25 +93,7 @@ def axes(dry_run: bool, threads: int) -> tuple[Width, dict[str, list[Point]]]:
 
 def random_engine(width: Width, layers: int, vocabulary: int, dtype: str) -> Engine:
     """A CPU engine of an OPT with random weights."""
-    d = width.hidden
-    spec = DecoderSpec(
-        vocab_size=vocabulary,
-        num_layers=layers,
-        hidden_size=d,
-        num_heads=width.heads,
-        ffn_size=width.ffn,
-        max_positions=2048,
-        embed_size=d,
-        pre_norm=True,
-        activation="relu",
-        bias=True,
-        norm_affine=True,
-        final_norm=True,
-        tied_head=True,
-        bos_token_id=2,
-        eos_token_id=2,
-        pad_token_id=1,
-    )
+    spec = opt_spec(vocabulary, layers, width.hidden, width.heads, width.ffn)
     weights = PackedWeights(spec, dtype)
     generator = torch.Generator().manual_seed(0)
     for part in source_parts(spec):

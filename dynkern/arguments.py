@@ -57,7 +57,7 @@ def check_sampling(temperature: Any, top_k: Any, top_p: Any, repetition_penalty:
         f"a finite number, 0 (greedy) or {in_range}",
     )
     check_integer("top_k", top_k, 0, (1 << 63) - 1, "0 (off) or more, an integer")
-    check_number("top_p", top_p, lambda x: 2.0**-126 <= x <= 1, "above 0 and up to 1")
+    check_number("top_p", top_p, lambda x: 2.0**-126 <= x <= 1, "above 0 and up to 1, as float32")
     check_number(
         "repetition_penalty",
         repetition_penalty,

@@ -73,6 +73,8 @@ def _training(training: Mapping[str, Any] | None) -> str:
     spent = f", {training['seconds'] / 3600:.1f} hours" if training.get("seconds") else ""
     where = f" on {training['device']}" if training.get("device") else ""
     lines += [f"`dynkern pretrain`: {read}{steps}{spent}{where}.", ""]
+    # what a reader must know who wants the same weights
+    lines += [training["note"], ""] if training.get("note") else []
     if recipe.get("phases"):
         lines += ["| until tokens | layers | families | difficulties | LayerDrop |"]
         lines += ["|---|---|---|---|---|"]

@@ -6,13 +6,12 @@ import csv
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from bench import depths
 from bench.depths_cases import Case, uniform_mix
 from dynkern.allocation.table import load_table
 from dynkern.cli import main
-from dynkern.evaluation.timing import interleave
+from support.benches import invoke, time_once
 from support.checkpoint import save_checkpoint, save_records
 
 LAYERS = 4
@@ -20,11 +19,7 @@ LAYERS = 4
 
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        depths,
-        "interleave",
-        lambda cases, repeats: interleave(cases, repeats, min_window=0.0, limit=1e9),
-    )
+    time_once(depths, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +36,6 @@ def place(tmp_path_factory):
 
 
 def _invoke(place, output, *more: str):
-    app = depths.typer.Typer()
-    app.command()(depths.main)
     given = {
         "--model": place / "model",
         "--data": place / "data.jsonl",
@@ -51,7 +44,7 @@ def _invoke(place, output, *more: str):
     }
     given |= dict(zip(more[::2], more[1::2], strict=True))
     flat = [str(word) for pair in given.items() for word in pair]
-    return CliRunner().invoke(app, [*flat, "--dry-run"])
+    return invoke(depths, *flat, "--dry-run")
 
 
 def test_dry_run(place, tmp_path):

@@ -7,16 +7,14 @@ import sys
 
 import pytest
 import transformers
-from typer.testing import CliRunner
 
 import dynkern
 from bench import end_to_end, peers
+from support.benches import invoke
 
 
 def _invoke(*arguments: str):
-    app = end_to_end.typer.Typer()
-    app.command()(end_to_end.main)
-    return CliRunner().invoke(app, list(arguments))
+    return invoke(end_to_end, *arguments)
 
 
 @pytest.fixture(scope="module")

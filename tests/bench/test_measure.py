@@ -6,15 +6,13 @@ import importlib.util
 from types import SimpleNamespace
 
 import pytest
-from typer.testing import CliRunner
 
 from bench import measure
+from support.benches import invoke
 
 
 def _invoke(*arguments: str):
-    app = measure.typer.Typer()
-    app.command()(measure.main)
-    return CliRunner().invoke(app, list(arguments))
+    return invoke(measure, *arguments)
 
 
 def test_each_is_run_once_and_a_failure_does_not_stop_the_others(tmp_path, monkeypatch):

@@ -5,27 +5,20 @@ from __future__ import annotations
 import csv
 
 import pytest
-from typer.testing import CliRunner
 
 from bench import oracle_table
-from dynkern.evaluation.timing import interleave
 from dynkern.llm import LLM
+from support.benches import invoke, time_once
 from support.checkpoint import save_checkpoint, save_records
 
 
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        oracle_table,
-        "interleave",
-        lambda cases, repeats: interleave(cases, repeats, min_window=0.0, limit=1e9),
-    )
+    time_once(oracle_table, monkeypatch)
 
 
 def _invoke(*arguments: str):
-    app = oracle_table.typer.Typer()
-    app.command()(oracle_table.main)
-    return CliRunner().invoke(app, list(arguments))
+    return invoke(oracle_table, *arguments)
 
 
 def test_dry_run(tmp_path):

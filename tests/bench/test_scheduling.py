@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 
 import pytest
-from typer.testing import CliRunner
 
 from bench import scheduling
-from dynkern.evaluation.timing import interleave
 from dynkern.llm import LLM
+from support.benches import invoke, time_once
 from support.checkpoint import save_checkpoint, save_records
 
 CASES = {
@@ -24,17 +23,11 @@ CASES = {
 
 @pytest.fixture(autouse=True)
 def short_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        scheduling,
-        "interleave",
-        lambda cases, repeats: interleave(cases, repeats, min_window=0.0, limit=1e9),
-    )
+    time_once(scheduling, monkeypatch)
 
 
 def _invoke(*arguments: str):
-    app = scheduling.typer.Typer()
-    app.command()(scheduling.main)
-    return CliRunner().invoke(app, list(arguments))
+    return invoke(scheduling, *arguments)
 
 
 def _rows(folder):

@@ -60,6 +60,8 @@ def _copy(source: Pair, target: Pair, layers: list[int], places: list[int]) -> N
     # places in a row, as they mostly are, take a quarter of the time that an index does
     in_a_row = places == list(range(first, first + len(places)))
     at = slice(first, first + len(places)) if in_a_row else torch.tensor(places, device=device)
-    kept = torch.tensor(layers, device=device)
+    if layers != list(range(len(source[0]))):
+        kept = torch.tensor(layers, device=device)
+        source = source[0][kept], source[1][kept]
     for whole, part in zip(target, source, strict=True):
-        whole[at] = (part if layers == list(range(len(part))) else part[kept]).to(whole.dtype)
+        whole[at] = part.to(whole.dtype)
