@@ -151,21 +151,21 @@ OWN_TEST = {
     "python -m bench.cost_model --output DIR": ("bench/test_cost_model.py", "_dry(cost_model"),
     "python -m bench.depths --model M --data D --table TABLE --output DIR": (
         "bench/test_depths.py",
-        "depths.main",
+        "invoke(depths,",
     ),
-    "python -m bench.measure --output DIR": ("bench/test_measure.py", "measure.main"),
+    "python -m bench.measure --output DIR": ("bench/test_measure.py", "invoke(measure,"),
     "python -m bench.oracle_table --model M --data D --output DIR": (
         "bench/test_oracle_table.py",
-        "oracle_table.main",
+        "invoke(oracle_table,",
     ),
     "python -m bench.scaling --output DIR": ("bench/test_cost_model.py", "_dry(scaling"),
-    "python -m bench.end_to_end --output DIR": ("bench/test_end_to_end.py", "end_to_end.main"),
+    "python -m bench.end_to_end --output DIR": ("bench/test_end_to_end.py", "invoke(end_to_end,"),
     "python -m bench.gpu_acceptance --output DIR": (
         "bench/test_gpu_acceptance.py",
         "bench.gpu_acceptance",
     ),
     "python -m bench.quality MODEL DATA": ("bench/test_quality.py", "quality.main"),
-    "python -m bench.scheduling --output DIR": ("bench/test_scheduling.py", "scheduling.main"),
+    "python -m bench.scheduling --output DIR": ("bench/test_scheduling.py", "invoke(scheduling,"),
     "dynkern bench ops": ("bench/test_ops.py", '"bench", "ops"'),
     "dynkern bundle --model SMALL/model --training SMALL/pretrain.json --output BUNDLE": (
         "evaluation/test_bundle.py",

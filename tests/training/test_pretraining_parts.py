@@ -12,7 +12,7 @@ import torch
 from dynkern.data import Record, encode_prompt
 from dynkern.tasks import records
 from dynkern.training.data import IGNORED
-from dynkern.training.pretraining.network import grow, losses, new_model
+from dynkern.training.pretraining.network import answer_weights, grow, losses, new_model
 from dynkern.training.pretraining.optimizers import Optimizers, rate_scale
 from dynkern.training.pretraining.recipe import DEFAULT_RECIPE, Phase, Recipe, read_recipe
 from dynkern.training.pretraining.stream import FAMILY_NUMBER, TaskStream, encode, padded
@@ -197,6 +197,16 @@ def test_losses_are_those_of_transformers(tokenizer):
     ours, right = losses(model, batch, [True] * 3)
     assert torch.allclose(ours, theirs, atol=1e-6)
     assert torch.equal(right, wanted[here].argmax(-1) == batch.targets[here])
+
+
+def test_answers_weigh_alike_or_their_tokens_do(tokenizer):
+    batch = batch_of(tokenizer)
+    rows = (batch.targets != IGNORED).nonzero()[:, 0]
+    lengths = torch.bincount(rows)
+    assert lengths.unique().numel() > 1
+    for power in (0.0, 0.5, 1.0):
+        sums = torch.bincount(rows, weights=answer_weights(batch.targets, power))
+        assert torch.allclose(sums.float(), lengths.float() ** (1 - power))
 
 
 def test_a_layer_left_out_is_no_part_of_the_model(tokenizer):

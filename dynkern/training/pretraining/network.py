@@ -91,6 +91,18 @@ def losses(
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
 
 
+def answer_weights(targets: Tensor, power: float) -> Tensor:
+    """What each labelled place weighs in the loss, float32 [N], in the order of `losses`: its
+    answer's length to the power of -`power`.
+
+    targets: int64 [B, T]. At 0 tokens weigh alike, at 1 answers do: an answer of one word is heard
+    beside those of twelve.
+    """
+    here = targets != IGNORED
+    lengths = here.sum(dim=1, keepdim=True).expand_as(targets)
+    return lengths[here].to(torch.float32) ** -power
+
+
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 

@@ -43,6 +43,8 @@ class Recipe:
     (every other matrix). warmup_steps: also after each growth. decay_tokens: the last ones, over
     which both rates fall to a tenth along a cosine. eval_tokens: between evaluations on
     eval_records of the validation split. tokenizer_records: what the BPE is learned from.
+    answer_power: each token weighs its answer's length to the power of minus this, so that 0 is
+    the mean over tokens and 1 the mean over answers.
     """
 
     phases: tuple[Phase, ...]
@@ -57,6 +59,7 @@ class Recipe:
     eval_tokens: int = 2_000_000
     eval_records: int = 192
     tokenizer_records: int = 20_000
+    answer_power: float = 0.0
     seed: int = 0
 
     @property
@@ -74,6 +77,7 @@ class Recipe:
         check_integer("tokenizer_records", self.tokenizer_records, 1)
         check_integer("warmup_steps", self.warmup_steps, 0)
         check_integer("seed", self.seed, 0, (1 << 32) - 1)
+        check_number("answer_power", self.answer_power, lambda x: 0 <= x <= 1, "0 to 1")
         for name in ("learning_rate", "muon_rate"):
             check_number(name, getattr(self, name), lambda x: x > 0, "more than 0")
         before = Phase(0, self.phases[0].layers)

@@ -26,7 +26,7 @@ from dynkern.routes import check_choice
 from dynkern.tasks import records
 from dynkern.training.curves import write_curves
 from dynkern.training.pretraining.interrupts import Interrupts
-from dynkern.training.pretraining.network import grow, losses, new_model
+from dynkern.training.pretraining.network import answer_weights, grow, losses, new_model
 from dynkern.training.pretraining.optimizers import Optimizers, rate_scale
 from dynkern.training.pretraining.recipe import DEFAULT_RECIPE, Recipe, read_recipe
 from dynkern.training.pretraining.state import FILE_NAME, Progress, load_state, save_state
@@ -175,7 +175,8 @@ class _Run:
         keep = self._keep(self.recipe.layerdrop(number, progress.tokens))
         with self._autocast():
             entropies, right = losses(self.model, batch, keep)
-            loss = entropies.mean()
+            weights = answer_weights(batch.targets, self.recipe.answer_power)
+            loss = (entropies * weights).sum() / weights.sum()
         loss.backward()
         scale = rate_scale(self.recipe, progress.tokens, progress.step - progress.grown_at)
         norm = self.optimizers.step(scale)
