@@ -60,6 +60,7 @@ def test_the_shipped_recipe_is_whole_and_comes_back_from_json(tmp_path):
             "layers: got 3 behind 2, expected a multiple",
         ),
         ({"learning_rate": -1}, "learning_rate: got -1"),
+        ({"answer_power": 2}, "answer_power: got 2"),
         ({"decay_tokens": 6}, "decay_tokens: got 6, expected 0 to 5"),
         ({"speed": 3}, "recipe: got 'speed'"),
         ({"seed": -1}, "seed: got -1"),

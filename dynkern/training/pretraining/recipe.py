@@ -19,7 +19,7 @@ class Phase:
     """Until so many tokens were read in all: which tasks, how many layers, how many left out.
 
     families, difficulties: () for all. layerdrop: the rate at the phase's end, to which it goes in
-    a straight line from that of the phase before.
+    a straight line from that of the phase before. drills: the share of records that are drills.
     """
 
     until_tokens: int
@@ -27,12 +27,14 @@ class Phase:
     families: tuple[str, ...] = ()
     difficulties: tuple[int, ...] = ()
     layerdrop: float = 0.0
+    drills: float = 0.0
 
     def check(self) -> None:
         """Raise a one-line ValueError on anything out of range."""
         check_integer("until_tokens", self.until_tokens, 1)
         check_integer("layers", self.layers, 1)
         check_number("layerdrop", self.layerdrop, lambda x: 0 <= x < 1, "0 to below 1")
+        check_number("drills", self.drills, lambda x: 0 <= x <= 1, "0 to 1")
         records("train", 0, self.families, self.difficulties)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynkern.tasks import FAMILIES, records
 from dynkern.training.data import IGNORED
+from dynkern.training.pretraining.drills import drill_records
 from dynkern.training.pretraining.recipe import Phase
 from dynkern.training.pretraining.tokenizer import task_text
 
@@ -26,7 +27,8 @@ FAMILY_NUMBER = {name: number for number, name in enumerate(FAMILIES)}
 @dataclass(frozen=True)
 class Batch:
     """ids: int64 [B, T], BOS first, padded on the right. targets: int64 [B, T], the token behind
-    each, IGNORED where it is no part of the response or EOS. families: int64 [B], FAMILY_NUMBER.
+    each, IGNORED where it is no part of the response or EOS. families: int64 [B], FAMILY_NUMBER,
+    -1 for drills.
     """
 
     ids: Tensor
@@ -78,8 +80,13 @@ class TaskStream:
 
     def _parts(self) -> list[list[Encoded]]:
         families, difficulties = self.phase.families, self.phase.difficulties
-        stream = records("train", self.seed, families, difficulties, start=self.pool * POOL)
-        sequences = encode(self.tokenizer, list(islice(stream, POOL)), self.max_positions)
+        drills = round(self.phase.drills * POOL)
+        tasks = POOL - drills
+        rows = [
+            *islice(records("train", self.seed, families, difficulties, self.pool * tasks), tasks),
+            *islice(drill_records(self.seed, self.pool * drills), drills),
+        ]
+        sequences = encode(self.tokenizer, rows, self.max_positions)
         dice = random.Random(f"{self.seed}-{self.pool}")
         # those of one length come together at random
         dice.shuffle(sequences)
@@ -98,7 +105,7 @@ def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], max_positions: int) -
         for part in zip(*texts, strict=True)
     )
     sequences = [
-        ([BOS, *prompt], [*response, EOS], FAMILY_NUMBER[row["family"]])
+        ([BOS, *prompt], [*response, EOS], FAMILY_NUMBER.get(row["family"], -1))
         for prompt, response, row in zip(prompts, responses, rows, strict=True)
     ]
     fitting = [entry for entry in sequences if len(entry[0]) + len(entry[1]) <= max_positions]
