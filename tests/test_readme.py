@@ -39,10 +39,26 @@ COMMANDS = [
 ]
 
 
+# commands of the blocks with a test of their own: its file, and words of it
+ELSEWHERE = {
+    "dynkern reproduce --model OPT-ALPACA/model --data tatsu-lab/alpaca": (
+        "evaluation/test_reproduce.py",
+        "reproduce --model",
+    ),
+}
+# what stands in the place of the hub's, which is not asked: a random model of as many layers
+HUB = {
+    "facebook/opt-1.3b": "OPT-1.3B",
+    "OPT-ALPACA/model": "OPT-1.3B",
+    "tatsu-lab/alpaca": "DATA.jsonl",
+}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("readme")
     save_checkpoint(directory / "MODEL")
+    save_checkpoint(directory / "OPT-1.3B", num_layers=24, max_position_embeddings=512)
     save_records(directory / "DATA.jsonl", 8)
     phase = {"until_tokens": 400, "layers": 2, "families": ["copy"]}
     recipe = {"phases": [phase], "hidden_size": 32, "vocab_size": 320, "eval_records": 4}
@@ -63,11 +79,14 @@ def made(place: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if c.startswith("dynkern")], ids=lambda c: c[:60]
+    "command",
+    [c for c in COMMANDS if c.startswith("dynkern") and c not in ELSEWHERE],
+    ids=lambda c: c[:60],
 )
 def test_dynkern_command_runs(place, command, tmp_path, request):
     words = [str(place / "DATA.jsonl") if w == "DATA" else w for w in shlex.split(command)]
     words = [str(place / "MODEL") if w == "MODEL" else w for w in words]
+    words = [str(place / HUB[w]) if w in HUB else w for w in words]
     if "oracle" not in words and ("TABLE" in command or "PREDICTOR" in command):
         made = request.getfixturevalue("made")
         fresh = words.index("--output") + 1 if "train-predictor" in words else None
@@ -195,6 +214,7 @@ def test_every_inline_command_is_accounted_for():
     run = {" ".join(c.split()[:2]) for c in COMMANDS}
     assert named <= run, sorted(named - run)
     assert INLINE - named == {*TINY, *OWN_TEST, *SKIPPED}
+    assert set(COMMANDS) >= ELSEWHERE.keys()
 
 
 @pytest.mark.parametrize("command", TINY)
@@ -216,15 +236,26 @@ def _int8_obstacle() -> str | None:
     return obstacle()
 
 
-@pytest.mark.parametrize("command", OWN_TEST)
+@pytest.mark.parametrize("command", [*OWN_TEST, *ELSEWHERE])
 def test_inline_command_has_a_test(command):
-    file, words = OWN_TEST[command]
+    file, words = {**OWN_TEST, **ELSEWHERE}[command]
     assert words in (ROOT / "tests" / file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", SKIPPED)
 def test_inline_command_that_is_left_out(command):
     pytest.skip(SKIPPED[command])
+
+
+def test_every_link_into_the_page_meets_a_heading():
+    text = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = [re.sub(r"[^\w\s-]", "", heading).lower().replace(" ", "-") for heading in headings]
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert {link[1:] for link in links if link.startswith("#")} <= set(anchors)
+    assert len(set(anchors)) == len(anchors)
+    files = [link for link in links if not link.startswith(("#", "https://"))]
+    assert files and [file for file in files if not (ROOT / file).is_file()] == []
 
 
 def test_every_environment_variable_is_in_the_table():

@@ -14,8 +14,11 @@ README = claims.readme()
 MEASURED = (
     ("*A trained 11M OPT", "the intervals overlap).*"),
     ("*The CPU engine on a random-weight OPT-125m", "(`bench/results/cpu.csv`).*"),
-    ("On the 11M model of the first picture int8", "The instruction set is chosen"),
+    ("On the 11M model of the first picture int8", "memory there gives two cores"),
     ("| case | measured |", "(earlier rows of `cpu.csv`)."),
+    ("a model of this shape, with random weights", "(`bench/results/cpu.csv`)"),
+    ("On the 11M model of the first picture an oracle", "(`bench/results/oracle_table.csv`)"),
+    ("On an OPT-125m in bfloat16 at 8 rows refilled", "decoding and nothing with prefill."),
     ("- At 8 rows the bfloat16 engine", "- The CPU engine was measured"),
     ("- Layers chosen at random per sequence", "- No kernel of this version"),
 )
