@@ -1,13 +1,14 @@
 """Trained skip controllers as data: what their file holds, and their gates as executors read them.
 
 A controller is one safetensors file. Its header carries a JSON text (key "controller") with the
-fields of ControllerInfo; its tensors are "layers.{l}.{i}.weight" and ".bias", float32, linear layer
-i of the gate ahead of decoder layer l, and "model", the signature of the model that it was trained
-for (dynkern.models.signature).
+fields of ControllerInfo and a checksum; its tensors are "layers.{l}.{i}.weight" and ".bias",
+float32, linear layer i of the gate ahead of decoder layer l, and "model", the signature of the
+model that it was trained for (dynkern.models.signature).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynkern.files import write_whole
+from dynkern.files import check_readable, write_whole
 
 INPUTS = ("hidden", "fixed", "position", "token")
 _KEY = "controller"
 _MODEL = "model"
+_SUM = "sha256"
 _FORMAT = 1
 
 
@@ -96,7 +98,8 @@ def write_controller(
     plain = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in tensors.items()}
     if signature is not None:
         plain[_MODEL] = signature.detach().to("cpu", torch.float32).contiguous()
-    header = {_KEY: json.dumps({"format": _FORMAT, **asdict(info)})}
+    kept = {"format": _FORMAT, **asdict(info)}
+    header = {_KEY: json.dumps({**kept, _SUM: _digest(kept, plain)})}
     write_whole(path, lambda part: save_file(plain, part, metadata=header))
 
 
@@ -107,6 +110,7 @@ def read_controller(path: str | Path, sampled: bool = False) -> GateStack:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"controller: no file {path}")
+    check_readable(path, "controller")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(_KEY, "null"))
@@ -114,18 +118,35 @@ def read_controller(path: str | Path, sampled: bool = False) -> GateStack:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"controller: {path} cannot be read ({reason})") from None
-    if not isinstance(header, dict) or header.pop("format", None) != _FORMAT:
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise ValueError(f"controller: {path} is no controller of dynkern train-controller")
     try:
-        info = ControllerInfo(**header)
+        # controllers from before there was a sum have none
+        if _SUM in header and header.pop(_SUM) != _digest(header, tensors):
+            raise KeyError("it differs from its sum")
+        info = ControllerInfo(**{k: v for k, v in header.items() if k != "format"})
         return _stack(info, tensors, sampled)
     except (TypeError, KeyError) as error:
-        raise ValueError(f"controller: {path} is damaged ({error})") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"controller: {path} is damaged ({reason})") from None
+
+
+def _digest(kept: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of everything that is kept: the header's entries, the sum aside, and the tensors."""
+    found = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        found.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _stack(info: ControllerInfo, tensors: Mapping[str, Tensor], sampled: bool) -> GateStack:
     if info.input not in INPUTS:
         raise KeyError(f"input {info.input!r}")
+    if info.num_layers > 2 and not 0 < info.depth <= len(tensors):
+        raise KeyError(f"depth {info.depth!r}")
+    if any(t.dtype != torch.float32 or not t.isfinite().all() for t in tensors.values()):
+        raise KeyError("its tensors are no finite float32 numbers")
     sizes = [info.input_size, *[info.width] * (info.depth - 1), 2]
     tables: dict[str, list[tuple[Tensor, ...]]] = {"weight": [], "bias": []}
     for layer in range(info.num_layers):

@@ -87,6 +87,20 @@ def replace_folder(folder: Path, write: Callable[[Path], Any]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def check_readable(path: Path, argument: str) -> None:
+    """Raise a one-line ValueError where the system refuses to let an existing file be read.
+
+    Libraries that map files say of such a one that there is none.
+    """
+    try:
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{argument}: {path} may not be read ({error.strerror}), expected a readable file"
+        ) from None
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder to write into; ValueError, one line, where that cannot be."""
     try:

@@ -15,7 +15,7 @@ from dynkern.arguments import check_callable, check_flag, check_integer, check_n
 from dynkern.assets import DEFAULT_MODEL
 from dynkern.kernels.invariance import is_batch_invariant
 from dynkern.machine import device_name
-from dynkern.models.checkpoint import Checkpoint, read_config, resolve_model
+from dynkern.models.checkpoint import Checkpoint, check_texts, read_config, resolve_model
 from dynkern.models.opt import pack_for_cpu, pack_weights, spec_from_config
 from dynkern.models.storage import DTYPES, choose_storage
 from dynkern.policies import check_policy
@@ -352,6 +352,7 @@ def _load_tokenizer(directory: Path) -> Any:
     names = ("tokenizer.json", "vocab.json", "tokenizer_config.json")
     if not any((directory / name).is_file() for name in names):
         return None
+    check_texts(directory)
     try:
         return AutoTokenizer.from_pretrained(directory)
     except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from tokenizers import models
 from transformers import PreTrainedTokenizerFast
 
+from support.brief import brief
 from support.tokenizer import SPECIAL_TOKENS, byte_level, trained, wrapped
 
 # the models here are tiny: a second thread gains nothing, and its spinning barriers made tests up
@@ -21,6 +23,13 @@ SENTENCES = [
     "Below is an instruction that describes a task. Write a response that completes the request.",
     "The quick brown fox jumps over the lazy dog; pack my box with five dozen liquor jugs.",
 ]
+
+
+@pytest.fixture(scope="module")
+def brief_windows() -> Iterator[None]:
+    """Timed windows of one call, whatever else the machine does, where no test looks at a time."""
+    with brief():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -76,9 +76,10 @@ def need_compiler() -> None:
 
 def test_build_makes_a_library_that_loads_and_is_incremental(tree):
     need_compiler()
-    setup_py(tree, "build_ext", "--inplace")
+    setup_py(tree, "build_ext", "--inplace", CXXFLAGS="-Werror")
     info = libraries(tree)
     assert info["cpu"]["built"] and info["cpu"]["reason"] is None
+    assert {"-O3", "-Wall", "-Wextra", "-Werror"} <= {*info["cpu"]["flags"].split()}
     assert "-O3" in info["cpu"]["flags"] and "native" not in info["cpu"]["flags"]
     assert re.search(r"\d", info["cpu"]["compiler_version"])
     assert not info["cuda"]["built"] and info["cuda"]["reason"]
@@ -89,7 +90,7 @@ def test_build_makes_a_library_that_loads_and_is_incremental(tree):
 
     with (tree / "csrc/cpu/library.cpp").open("a") as source:
         source.write("// touched\n")
-    setup_py(tree, "build_ext", "--inplace")
+    setup_py(tree, "build_ext", "--inplace", CXXFLAGS="-Werror")
     rebuilt = {path.name for path, time in objects.items() if path.stat().st_mtime_ns != time}
     assert rebuilt == {"library.cpp.o"}
 

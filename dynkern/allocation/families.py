@@ -13,11 +13,14 @@ from typing import Any
 import torch
 
 from dynkern import rng, routes
+from dynkern.arguments import shown
+from dynkern.files import check_readable
 
 FAMILIES = ("uniform", "even", "early-exit", "random", "greedy")
 FILE = "file:"
 
-_RANGE = re.compile(r"(\d+)(?:\.\.(\d+|L)(?::(\d+))?)?|(L)", re.ASCII)
+# more digits than an int is read from are no number of layers
+_RANGE = re.compile(r"(\d{1,9})(?:\.\.(\d{1,9}|L)(?::(\d{1,9}))?)?|(L)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ def parse_budgets(text: str, num_layers: int) -> list[int]:
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None:
-            raise ValueError(f"budgets: got {text!r}, expected e.g. 1..{num_layers}, 1,3,6 or 2..L")
+            raise ValueError(
+                f"budgets: got {shown(text)}, expected e.g. 1..{num_layers}, 1,3,6 or 2..L"
+            )
         low, high, step, alone = match.groups()
         first = num_layers if alone else int(low)
         last = first if high is None else num_layers if high == "L" else int(high)
@@ -152,6 +157,7 @@ def read_routes(path: Path, num_layers: int) -> list[tuple[str, tuple[bool, ...]
     """
     if not path.is_file():
         raise FileNotFoundError(f"family: no file {path}, expected routes in .json or .csv")
+    check_readable(path, "family")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -159,7 +165,7 @@ def read_routes(path: Path, num_layers: int) -> list[tuple[str, tuple[bool, ...]
         raise ValueError(f"family: {path} has byte 0x{byte:02x}, expected UTF-8") from None
     if path.suffix.lower() == ".json":
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_named_once)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"family: {path} is broken JSON ({error})") from None
         if isinstance(value, list):
@@ -168,7 +174,10 @@ def read_routes(path: Path, num_layers: int) -> list[tuple[str, tuple[bool, ...]
             raise ValueError(f"family: {path} holds no list or object of routes")
         pairs = list(value.items())
     elif path.suffix.lower() == ".csv":
-        rows = [row for row in csv.reader(text.splitlines()) if row]
+        try:
+            rows = [row for row in csv.reader(text.splitlines(), strict=True) if row]
+        except csv.Error as error:
+            raise ValueError(f"family: {path} is broken CSV ({error})") from None
         rows = rows[1:] if rows and rows[0] == ["name", "route"] else rows
         if any(len(row) != 2 for row in rows):
             raise ValueError(f"family: {path} has a line that is not name,route")
@@ -177,14 +186,25 @@ def read_routes(path: Path, num_layers: int) -> list[tuple[str, tuple[bool, ...]
         raise ValueError(f"family: {path} has extension {path.suffix!r}, expected .json or .csv")
     if not pairs:
         raise ValueError(f"family: {path} holds no route, expected at least one")
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"family: {path} names {shown(twice)} twice, expected each route once")
     return [(name, _parse_route(path, name, route, num_layers)) for name, route in pairs]
 
 
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python's own keeps the last of equal names and says nothing
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return dict(pairs)
+
+
 def _parse_route(path: Path, name: str, route: Any, num_layers: int) -> tuple[bool, ...]:
-    place = f"family: {path}, route {name!r}"
+    place = f"family: {path}, route {shown(name)}"
     if isinstance(route, str):
         if len(route) != num_layers or set(route) - {"0", "1"}:
-            raise ValueError(f"{place}: got {route[:60]!r}, expected {num_layers} of 0 and 1")
+            raise ValueError(f"{place}: got {shown(route)}, expected {num_layers} of 0 and 1")
         keep = tuple(bit == "1" for bit in route)
     else:
         if not isinstance(route, list) or not all(

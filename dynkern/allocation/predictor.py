@@ -6,6 +6,7 @@ them, and takes the route with the most predicted quality once each layer costs 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,12 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dynkern.files import check_readable
+
 Floats = NDArray[np.float64]
 
 JSON_NAME = "predictor.json"
 TENSORS_NAME = "predictor.safetensors"
 KIND = "dynkern-predictor"
 VERSION = 1
+_KEYS = {"kind", "version", "routes", "layers", "price", "prices", "about"}
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,13 @@ class Predictor:
 
     def save(self, folder: Path) -> None:
         """Write predictor.json and predictor.safetensors into a folder; nothing is pickled."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         tensors = {"mean": self.mean, "scale": self.scale, "histogram": self.histogram}
         for place, (weight, bias) in enumerate(self.layers):
             tensors |= {f"layers.{place}.weight": weight, f"layers.{place}.bias": bias}
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / TENSORS_NAME)
+        content = save({k: np.ascontiguousarray(v) for k, v in tensors.items()})
+        (folder / TENSORS_NAME).write_bytes(content)
         value = {
             "kind": KIND,
             "version": VERSION,
@@ -113,13 +118,16 @@ class Predictor:
             "prices": self.prices,
             "about": self.about,
         }
+        # as it will be read
+        value = json.loads(json.dumps(value))
+        value["sha256"] = _digest(value, content)
         (folder / JSON_NAME).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def load_predictor(path: str | Path) -> Predictor:
     """The predictor in a folder. FileNotFoundError or ValueError, one line, where there is none."""
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     folder = Path(path)
     folder = folder.parent if folder.name == JSON_NAME else folder
@@ -129,11 +137,18 @@ def load_predictor(path: str | Path) -> Predictor:
                 f"predictor: no file {folder / name}, expected a folder that `dynkern "
                 "train-predictor` wrote"
             )
+        check_readable(folder / name, "predictor")
     try:
         value = json.loads((folder / JSON_NAME).read_text(encoding="utf-8"))
         if value["kind"] != KIND or value["version"] != VERSION:
             raise ValueError(f"kind {value['kind']!r}, version {value['version']!r}")
-        tensors = load_file(folder / TENSORS_NAME)
+        content = (folder / TENSORS_NAME).read_bytes()
+        # predictors from before there was a sum have none
+        if "sha256" in value and value.pop("sha256") != _digest(value, content):
+            raise ValueError("it differs from its sum")
+        if more := value.keys() - _KEYS:
+            raise ValueError(f"unknown entry {min(more)!r}")
+        tensors = load(content)
         keep = tuple(tuple(bit == "1" for bit in route) for route in value["routes"])
         made = Predictor(
             mean=tensors["mean"],
@@ -149,15 +164,23 @@ def load_predictor(path: str | Path) -> Predictor:
             histogram=tensors["histogram"],
             about=value["about"],
         )
+        finite = all(np.isfinite(tensor).all() for tensor in tensors.values())
+        if not finite or not made.prices or not (made.scale > 0).all():
+            raise ValueError("it holds no finite numbers")
         made.predict([1], np.zeros((1, made.state_size)))
+        depths = {len(route) for route in keep}
         if len(made.histogram) != len(keep) or made.layers[-1][0].shape[0] != len(keep):
             raise ValueError("its parts do not fit each other")
+        if len(depths) != 1 or not all(map(any, keep)):
+            raise ValueError("its routes are none of one model")
     except (
         ValueError,
         KeyError,
         TypeError,
         AttributeError,
         IndexError,
+        OverflowError,
+        RecursionError,
         SafetensorError,
         OSError,
     ) as error:
@@ -166,6 +189,12 @@ def load_predictor(path: str | Path) -> Predictor:
             f"predictor: {folder} is damaged or no predictor ({reason}); train it anew"
         ) from None
     return made
+
+
+def _digest(value: dict[str, Any], content: bytes) -> str:
+    """Of everything that is kept: the JSON's entries, the sum aside, and the tensors' file."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode() + content).hexdigest()
 
 
 def length_features(lengths: Sequence[int]) -> Floats:

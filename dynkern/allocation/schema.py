@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,16 @@ CREATE TABLE losses (
     PRIMARY KEY (prompt, route)) WITHOUT ROWID;
 """
 TABLES = ("manifest", "prompts", "states", "routes", "removals", "rows", "losses")
+# what a row's own checksum does not cover, and that no row is missing
+_SEALED = (
+    "SELECT key, value FROM manifest WHERE key != 'seal' ORDER BY key",
+    "SELECT * FROM prompts ORDER BY prompt",
+    "SELECT * FROM states ORDER BY prompt",
+    "SELECT * FROM routes ORDER BY route",
+    "SELECT * FROM removals ORDER BY step",
+    "SELECT * FROM losses ORDER BY prompt, route",
+    "SELECT prompt, route, sample, checksum, agreement FROM rows ORDER BY prompt, route, sample",
+)
 SHARED = ("prompts", "states", "removals", "rows", "losses")
 
 
@@ -80,6 +91,15 @@ class Row:
 
 def checksum(columns: Sequence[Any]) -> int:
     return zlib.crc32(repr(tuple(columns)).encode())
+
+
+def seal(connection: sqlite3.Connection) -> str:
+    """One checksum of everything in a table, whatever the order in which it came."""
+    found = hashlib.sha256()
+    for query in _SEALED:
+        for row in connection.execute(query):
+            found.update(repr(row).encode())
+    return found.hexdigest()
 
 
 def digest_ids(ids: Sequence[int]) -> str:

@@ -2,7 +2,8 @@
 
 Rows come in transactions under a write-ahead log, so that a kill at any moment leaves every
 transaction whole or absent. At rest it is a single file: the log is folded in when a store closes,
-and a store that was only read is not touched. Every row carries a checksum of what it holds.
+and a store that was only read is not touched. Every row carries a checksum of what it holds, and a
+store that closes seals the rest: a table that a kill left has no seal, and is taken as it is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dynkern.allocation.schema import (
     PromptRow,
     Row,
     checksum,
+    seal,
 )
 from dynkern.manifest import differences
 
@@ -86,7 +88,9 @@ class TableStore:
         try:
             if store.is_empty():
                 store._lay_out(manifest)
-            elif not resume:
+            elif resume:
+                store.check_seal()
+            else:
                 raise ValueError(
                     f"output: {path} already holds a table; go on with --resume or take another "
                     "--output"
@@ -123,7 +127,10 @@ class TableStore:
     @property
     def manifest(self) -> dict[str, Any]:
         """What decides the rows: model, data, template, dtype, engine, family, decoding."""
-        return self._manifest_entry("manifest")
+        found = self._manifest_entry("manifest")
+        if not isinstance(found, dict):
+            raise self.damaged("manifest is no object")
+        return found
 
     def _manifest_entry(self, key: str) -> Any:
         found = self.select("SELECT value FROM manifest WHERE key = ?", (key,))
@@ -132,22 +139,27 @@ class TableStore:
         try:
             return json.loads(found[0][0])
         except ValueError:
-            raise self._damaged(f"{key} is no JSON") from None
+            raise self.damaged(f"{key} is no JSON") from None
 
     def select(self, query: str, arguments: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query; a ValueError, one line, where the file turns out to be damaged."""
         try:
             return self._connection.execute(query, arguments).fetchall()
         except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from None
+            raise self.damaged(str(error)) from None
 
     def route_set(self) -> RouteSet | None:
         """The routes of the table; None before they are chosen."""
-        found = self.select("SELECT name, keep FROM routes ORDER BY route")
+        found = self.select("SELECT route, name, layers, keep FROM routes ORDER BY route")
         if not found:
             return None
-        keep = tuple(tuple(bit == "1" for bit in route) for _, route in found)
-        return RouteSet(self.manifest["family"], tuple(name for name, _ in found), keep)
+        for place, (route, name, layers, keep) in enumerate(found):
+            fits = isinstance(name, str) and isinstance(keep, str) and not set(keep) - {"0", "1"}
+            fits = fits and len(keep) == len(found[0][3]) and keep.count("1") == layers > 0
+            if route != place or not fits:
+                raise self.damaged(f"route {route!r} differs from what was written")
+        keep = tuple(tuple(bit == "1" for bit in row[3]) for row in found)
+        return RouteSet(self.manifest["family"], tuple(row[1] for row in found), keep)
 
     def done(self) -> set[tuple[int, int, int]]:
         """(prompt, route, sample) of every row."""
@@ -168,9 +180,18 @@ class TableStore:
         try:
             for row in self._connection.execute(query):
                 if checksum(row[:-1]) != row[-1]:
-                    raise self._damaged(f"row {row[:3]} differs from its checksum")
+                    raise self.damaged(f"row {row[:3]} differs from its checksum")
         except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from None
+            raise self.damaged(str(error)) from None
+
+    def check_seal(self) -> None:
+        """Raise a one-line ValueError where the table is not what it was when it was closed."""
+        found = self.select("SELECT value FROM manifest WHERE key = 'seal'")
+        try:
+            if found and found[0][0] != seal(self._connection):
+                raise self.damaged("it differs from its seal")
+        except sqlite3.DatabaseError as error:
+            raise self.damaged(str(error)) from None
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -183,6 +204,8 @@ class TableStore:
             self._logged = True
         try:
             self._connection.execute("BEGIN IMMEDIATE")
+            if not self.is_empty():
+                self._connection.execute("DELETE FROM manifest WHERE key = 'seal'")
             yield self._connection
             self._connection.execute("COMMIT")
         except sqlite3.OperationalError as error:  # a full disk
@@ -263,6 +286,7 @@ class TableStore:
                 return 0
             self.check_manifest(shard.manifest)
             shard.check_rows()
+            shard.check_seal()
             made = shard.route_set()
             if made is not None:
                 self.put_routes(made)
@@ -295,12 +319,19 @@ class TableStore:
         """Fold the log into the file and let go of it."""
         try:
             if self._logged:
+                self._seal()
                 self._connection.execute("PRAGMA journal_mode = DELETE")
-        except sqlite3.Error:
-            pass  # somebody reads: the log stays beside the file, and is part of it
+        except (sqlite3.Error, ValueError):
+            pass  # somebody reads: the log stays beside the file, and is part of it; or a full disk
         finally:
             self._connection.close()
             self._unlock()
+
+    def _seal(self) -> None:
+        if not self.is_empty() and not self.select("SELECT 1 FROM manifest WHERE key = 'seal'"):
+            self._connection.execute(
+                "INSERT INTO manifest VALUES ('seal', ?)", (seal(self._connection),)
+            )
 
     def __enter__(self) -> TableStore:
         return self
@@ -331,14 +362,15 @@ class TableStore:
             found = self._connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
             names = self._connection.execute("SELECT name FROM sqlite_master").fetchall()
         except sqlite3.DatabaseError as error:
-            raise self._damaged(str(error)) from None
+            raise self.damaged(str(error)) from None
         if found != "ok":
-            raise self._damaged(found)
+            raise self.damaged(found)
         missing = sorted(set(TABLES) - {name for (name,) in names})
         if missing:
-            raise self._damaged(f"no {missing[0]}")
+            raise self.damaged(f"no {missing[0]}")
 
-    def _damaged(self, reason: str) -> ValueError:
+    def damaged(self, reason: str) -> ValueError:
+        """What is raised, in one line, where the file is not what was written."""
         reason = " ".join(reason.split())
         return ValueError(
             f"table: {self.path} is damaged or no table ({reason}); put a copy back, or take "

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dynkern.allocation.families import RouteSet
 from dynkern.allocation.store import TableStore
+from dynkern.arguments import check_integer
 
 Floats = NDArray[np.float64]
 # arrays that begin with a dimension of prompts
@@ -86,45 +87,60 @@ def load_table(path: str | Path) -> Table:
     """
     with TableStore.connect(path) as store:
         store.check_rows()
+        store.check_seal()
         routes, manifest = store.route_set(), store.manifest
         if routes is None:
             raise ValueError(f"table: {store.path} holds no routes yet; fill it with --resume")
-        shape = (len(routes.keep), int(manifest["samples"]))
-        query = (
-            "SELECT prompt, route, sample, rougeL, new_tokens, agreement FROM rows "
-            "ORDER BY prompt, route, sample"
-        )
-        cells = np.array(store.select(query), dtype=np.float64).reshape(-1, 6)
-        count = int(manifest["prompts"])
-        held = np.bincount(cells[:, 0].astype(np.int64), minlength=count)
-        whole = np.flatnonzero(held == shape[0] * shape[1])
-        if not whole.size:
+        try:
+            made = _read(store, routes, manifest)
+        except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
+            # a table without a seal, whose bytes say what cannot be
+            reason = f"{type(error).__name__}: {error}"[:120]
+            raise store.damaged(f"its entries do not fit each other, {reason}") from None
+        if made is None:
             raise ValueError(
                 f"table: {store.path} has no prompt with all of its rows; fill it with --resume"
             )
-        cells = cells[np.isin(cells[:, 0], whole)].reshape(len(whole), *shape, 6)
-        query = "SELECT id, digest, source, tokens, prompt FROM prompts ORDER BY prompt"
-        about = {row[4]: row[:4] for row in store.select(query)}
-        loss = np.full((count, shape[0]), np.nan)
-        for prompt, route, total, tokens in store.select("SELECT * FROM losses"):
-            loss[prompt, route] = total / tokens
-        blobs = dict(store.select("SELECT prompt, state FROM states"))
-        states = None
-        if all(int(prompt) in blobs for prompt in whole):
-            states = np.stack([np.frombuffer(blobs[int(p)], dtype="<f4") for p in whole])
-        rows = [about[int(prompt)] for prompt in whole]
-        return Table(
-            store.path,
-            manifest,
-            routes,
-            ids=[row[0] for row in rows],
-            digests=[row[1] for row in rows],
-            sources=[row[2] for row in rows],
-            prompt_tokens=np.array([row[3] for row in rows]),
-            quality=cells[..., 3],
-            tokens=cells[..., 4].astype(np.int64),
-            agreement=cells[..., 5],
-            loss=loss[whole],
-            states=states,
-            missing=count - len(whole),
-        )
+        return made
+
+
+def _read(store: TableStore, routes: RouteSet, manifest: dict[str, Any]) -> Table | None:
+    """None where no prompt has all its rows."""
+    shape = (len(routes.keep), check_integer("samples", manifest["samples"], 1))
+    query = (
+        "SELECT prompt, route, sample, rougeL, new_tokens, agreement FROM rows "
+        "ORDER BY prompt, route, sample"
+    )
+    cells = np.array(store.select(query), dtype=np.float64).reshape(-1, 6)
+    prompts, held = np.unique(cells[:, 0].astype(np.int64), return_counts=True)
+    whole = prompts[held == shape[0] * shape[1]]
+    if not whole.size:
+        return None
+    cells = cells[np.isin(cells[:, 0], whole)].reshape(len(whole), *shape, 6)
+    query = "SELECT id, digest, source, tokens, prompt FROM prompts ORDER BY prompt"
+    about = {row[4]: row[:4] for row in store.select(query)}
+    places = {int(prompt): place for place, prompt in enumerate(whole)}
+    loss = np.full((len(whole), shape[0]), np.nan)
+    for prompt, route, total, tokens in store.select("SELECT * FROM losses"):
+        if prompt in places:
+            loss[places[prompt], route] = total / tokens
+    blobs = dict(store.select("SELECT prompt, state FROM states"))
+    states = None
+    if all(prompt in blobs for prompt in places):
+        states = np.stack([np.frombuffer(blobs[prompt], dtype="<f4") for prompt in places])
+    rows = [about[prompt] for prompt in places]
+    return Table(
+        store.path,
+        manifest,
+        routes,
+        ids=[row[0] for row in rows],
+        digests=[row[1] for row in rows],
+        sources=[row[2] for row in rows],
+        prompt_tokens=np.array([check_integer("tokens", row[3], 1) for row in rows]),
+        quality=cells[..., 3],
+        tokens=cells[..., 4].astype(np.int64),
+        agreement=cells[..., 5],
+        loss=loss,
+        states=states,
+        missing=check_integer("prompts", manifest["prompts"], len(whole)) - len(whole),
+    )

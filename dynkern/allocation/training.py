@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dynkern.allocation.knapsack import Frontier
 from dynkern.allocation.predictor import Floats, Predictor, Price, choose, features
 from dynkern.allocation.table import Table
+from dynkern.arguments import shown
 
 HEADS = ("ridge", "mlp")
 FOLDS = 5
@@ -46,8 +47,8 @@ def parse_budget(text: str, num_layers: int) -> float | None:
     wanted = number * num_layers if number < 1.0 else number
     if not 0.0 < wanted <= num_layers:
         raise ValueError(
-            f"budget: got {text!r}, expected mean layers from 1 to {num_layers}, a fraction below "
-            "1, or equal"
+            f"budget: got {shown(text)}, expected mean layers from 1 to {num_layers}, a fraction "
+            "below 1, or equal"
         )
     return wanted
 

@@ -7,6 +7,7 @@ meets a missing field or a text that cannot be encoded.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from dynkern.arguments import shown
 from dynkern.tasks import is_task_source, parse_source
 
 FIELDS = ("instruction", "input", "output")
@@ -113,6 +115,15 @@ def _is_local(source: str) -> bool:
         raise ValueError("data: got an empty name, expected a file or a hub id")
     path = Path(source)
     kinds = ", ".join(_READERS)
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise FileNotFoundError(
+                f"data: no file {shown(source)}, expected a file ({kinds}) or a hub id"
+            ) from None
+    except ValueError:
+        pass  # a null byte: said below
     if path.is_dir():
         raise ValueError(f"data: {source} is a folder, expected a file ({kinds}) or a hub id")
     suffix = path.suffix.lower()
@@ -123,7 +134,8 @@ def _is_local(source: str) -> bool:
             raise ValueError(f"data: {source} has {found}, expected one of {kinds}")
         return True
     if known or suffix in _OTHER_FILES or not _HUB_ID.fullmatch(source):
-        raise FileNotFoundError(f"data: no file {source}, expected a file ({kinds}) or a hub id")
+        named = source if source.isprintable() else shown(source)
+        raise FileNotFoundError(f"data: no file {named}, expected a file ({kinds}) or a hub id")
     return False
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dynkern.arguments import shown
 from dynkern.assets import DEFAULT_MODEL, bundle_path
+from dynkern.files import check_readable
 from dynkern.models.int8_file import INT8, INT8_FILE, SCALE, narrowed_names, widen
 
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", INT8_FILE)
@@ -58,6 +59,13 @@ def _download(model_id: str) -> Path:
             f"({reason})"
         ) from None
     return path
+
+
+def check_texts(directory: Path) -> None:
+    """Raise a one-line ValueError where a .json or .txt of a checkpoint may not be read."""
+    for kind in ("*.json", "*.txt"):
+        for file in sorted(directory.glob(kind)):
+            check_readable(file, "model")
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -114,6 +122,7 @@ class Checkpoint(Mapping[str, Tensor]):
             # removes the shards and leaves their index behind
             file = self.directory / name
             if file.is_file():
+                check_readable(file, "model")
                 return dict.fromkeys(self._names(file), file)
             index = self.directory / f"{name}.index.json"
             if index.is_file():
@@ -128,6 +137,7 @@ class Checkpoint(Mapping[str, Tensor]):
                         raise FileNotFoundError(
                             f"model: shard {file} of {index} does not exist, expected every shard"
                         )
+                    check_readable(file, "model")
                 return files
         raise FileNotFoundError(
             f"model: {self.directory} has no weights, expected {' or '.join(_WEIGHT_FILES[:2])}"

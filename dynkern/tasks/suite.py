@@ -115,23 +115,31 @@ class TaskSource:
 
 
 def is_task_source(name: str) -> bool:
-    return re.match(r"tasks($|[:?])", name) is not None
+    return re.match(r"tasks(\Z|[:?])", name) is not None
 
 
 def parse_source(name: str) -> TaskSource:
     """The source that a name asks for; ValueError, one line, for one that is not understood."""
     head, _, query = name.partition("?")
     split = head.partition(":")[2] or None
+    if not is_task_source(name):
+        known = f"tasks or tasks:{'|'.join(SPLITS)}"
+        raise ValueError(f"data: got {name[:60]!r}, expected {known}, options behind a ?")
     if head.endswith(":"):
-        raise ValueError(f"data: {name} names no split, expected tasks:{'|'.join(SPLITS)}")
+        head = " ".join(head.split())
+        raise ValueError(f"data: {head} names no split, expected tasks:{'|'.join(SPLITS)}")
     options: dict[str, Any] = {}
-    for item in query.split("&") if "?" in name else ():
+    items = query.split("&") if "?" in name else []
+    name = " ".join(name.split())
+    for item in items:
         key, _, value = item.partition("=")
+        if sum(other.startswith(f"{key}=") for other in items) > 1:
+            raise ValueError(f"data: {name} has {key}= twice, expected each option once")
         if key == "family" and value:
             options["families"] = tuple(value.split("+"))
-        elif key == "difficulty" and re.fullmatch(r"\d+(\+\d+)*", value):
+        elif key == "difficulty" and re.fullmatch(r"[0-9](\+[0-9])*", value):
             options["difficulties"] = tuple(map(int, value.split("+")))
-        elif key in ("seed", "count") and re.fullmatch(r"\d+", value):
+        elif key in ("seed", "count") and re.fullmatch(r"[0-9]{1,18}", value):
             options[key] = int(value)
         else:
             raise ValueError(

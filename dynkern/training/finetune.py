@@ -17,7 +17,7 @@ from dynkern import policies
 from dynkern._version import __version__
 from dynkern.data import TEMPLATES, Record
 from dynkern.files import make_folder, replace_folder, write_whole
-from dynkern.models.checkpoint import read_config, resolve_model
+from dynkern.models.checkpoint import check_texts, read_config, resolve_model
 from dynkern.models.module import load_module
 from dynkern.models.opt import spec_from_config
 from dynkern.policies.planned import FixedRoute
@@ -203,6 +203,7 @@ def prepare(
 def _tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
+    check_texts(path)
     try:
         return AutoTokenizer.from_pretrained(path)
     except Exception as error:

@@ -89,7 +89,10 @@ def test_routes_from_files(tmp_path):
         ("a.json", "[[true]]", "layers from 0 to 5"),
         ("a.json", "[7]", "layers from 0 to 5"),
         ("a.csv", "x,111111,3\n", "not name,route"),
-        ("a.csv", "x,111110\nx,110000\n", "stands for two routes"),
+        ("a.csv", "x,111110\nx,110000\n", "names 'x' twice"),
+        ("a.csv", "6,111110\n", "'6' stands for two routes"),
+        ("a.csv", '"x,111110\n', "broken CSV"),
+        ("a.json", '{"x": "111110", "x": "110000"}', "a name occurs twice"),
         ("a.txt", "111111", "extension '.txt'"),
     ],
 )

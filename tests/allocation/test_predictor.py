@@ -148,6 +148,9 @@ def test_a_table_without_states_leaves_the_lengths():
         lambda folder: _change(folder, "layers", 3),
         lambda folder: _change(folder, "prices", 3),
         lambda folder: _change(folder, "price", 3.0),
+        lambda folder: _change(folder, "prices", []),
+        lambda folder: _change(folder, "routes", ["111111"] * 5 + ["1111"]),
+        lambda folder: _change(folder, "sha255", "0"),
     ],
 )
 def test_damaged_predictors(tmp_path, harm):
@@ -160,7 +163,27 @@ def test_damaged_predictors(tmp_path, harm):
 
 def _change(folder, key, value):
     content = json.loads((folder / JSON_NAME).read_text())
+    # as one from before there was a sum
+    del content["sha256"]
     (folder / JSON_NAME).write_text(json.dumps({**content, key: value}))
+
+
+def test_a_change_of_any_number_is_found(tmp_path):
+    made = train(learnable(60)[0], "ridge", "3", 0.6)
+    made.save(tmp_path)
+    files = {name: (tmp_path / name).read_bytes() for name in (JSON_NAME, TENSORS_NAME)}
+    changes = {
+        JSON_NAME: files[JSON_NAME].replace(b'"share": 0', b'"share": 1', 1),
+        TENSORS_NAME: files[TENSORS_NAME][:-3] + b"\x01" + files[TENSORS_NAME][-2:],
+    }
+    for name, content in changes.items():
+        assert content != files[name]
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match="damaged or no predictor .*differs from its sum"):
+            load_predictor(tmp_path)
+        (tmp_path / name).write_bytes(files[name])
+    _change(tmp_path, "layers", 1)
+    assert np.array_equal(load_predictor(tmp_path).histogram, made.histogram)
 
 
 def test_bad_input():

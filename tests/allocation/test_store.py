@@ -150,6 +150,65 @@ def test_damage_is_said_in_one_line(tmp_path, harm):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE losses SET loss = 2 WHERE prompt = 1 AND route = 1",
+        "UPDATE prompts SET digest = 'f' || substr(digest, 2) WHERE prompt = 2",
+        "UPDATE states SET state = zeroblob(16) WHERE prompt = 1",
+        "UPDATE rows SET agreement = 0.5 WHERE prompt = 0",
+        "DELETE FROM rows WHERE prompt = 2",
+    ],
+)
+def test_what_rows_do_not_hold_is_sealed(tmp_path, harm):
+    path = filled(tmp_path / FILE_NAME)
+
+    def change(statement: str) -> None:
+        connection = sqlite3.connect(path)
+        connection.execute(statement)
+        connection.commit()
+        connection.close()
+
+    load_table(path)
+    change(harm)
+    with pytest.raises(ValueError, match="damaged or no table .it differs from its seal"):
+        load_table(path)
+    with pytest.raises(ValueError, match="differs from its seal"):
+        TableStore.create(path, MANIFEST, resume=True)
+    # as a kill leaves it: nothing to hold it against, and sealed when it is closed again
+    change("DELETE FROM manifest WHERE key = 'seal'")
+    load_table(path)
+    with TableStore.create(path, MANIFEST, resume=True) as store:
+        store.put_agreements([(0.25, 0, 0, 0)])
+    change(harm.replace("0.5", "0.75").replace("= 2 WHERE", "= 5 WHERE").replace("'f'", "'e'"))
+    if not harm.startswith(("DELETE", "UPDATE states")):  # those change nothing twice
+        with pytest.raises(ValueError, match="differs from its seal"):
+            load_table(path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "named"),
+    [
+        ("UPDATE routes SET keep = '111' WHERE route = 1", "route 1 differs"),
+        ("UPDATE losses SET tokens = 0", "ZeroDivisionError"),
+        ("UPDATE prompts SET tokens = 'two'", "tokens: got 'two'"),
+        ("DELETE FROM prompts WHERE prompt = 1", "KeyError"),
+        ("UPDATE states SET state = zeroblob(3) WHERE prompt = 1", "ValueError"),
+        ("UPDATE manifest SET value = '[]' WHERE key = 'manifest'", "manifest is no object"),
+    ],
+)
+def test_a_table_without_a_seal_still_makes_sense(tmp_path, harm, named):
+    path = filled(tmp_path / FILE_NAME)
+    connection = sqlite3.connect(path)
+    connection.execute("DELETE FROM manifest WHERE key = 'seal'")
+    connection.execute(harm)
+    connection.commit()
+    connection.close()
+    with pytest.raises(ValueError, match=f"damaged or no table .*{named}") as caught:
+        load_table(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_is_no_table(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file .*table.sqlite, expected a table"):
         table_path(tmp_path)

@@ -12,6 +12,7 @@ import matplotlib
 import pytest
 
 from bad_input.cases import Place
+from support.controllers import made_controller
 from support.forked import Forked
 
 pytestmark = pytest.mark.skipif(
@@ -32,6 +33,7 @@ def place(forked) -> Iterator[Place]:
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     made = Place(folder)
+    made_controller(folder / "gates" / "c.safetensors", "fixed", 6)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     (folder / "own").mkdir()
@@ -77,13 +79,19 @@ def test_the_same_user_may_run_it(forked, place, tmp_path):
     assert (output / "results.json").exists()
 
 
+WORDS = {"model/model.safetensors", "model/tokenizer.json", "gates/c.safetensors"}
+
+
 @pytest.mark.parametrize(
-    "locked", ["model", "model/config.json", "model/model.safetensors", "data.jsonl"], indirect=True
+    "locked", ["model", "model/config.json", "data.jsonl", *sorted(WORDS)], indirect=True
 )
 def test_what_may_not_be_read_is_named(forked, place, tmp_path, locked):
     output = place.folder / "own" / "unread"
-    done = forked.run(_words(place, output), tmp_path, user=NOBODY)
+    words = [*_words(place, output), "--policy", f"controller:{place.folder}/gates/c.safetensors"]
+    done = forked.run(words, tmp_path, user=NOBODY)
     _check_one_line(done, locked)
+    if str(locked.relative_to(place.folder)) in WORDS:
+        assert f"{locked} may not be read (Permission denied)" in done.error
     assert not output.exists()
 
 

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import gpu_acceptance
+from bench.acceptance_checks import LAUNCHES, OTHERS, WAITS, check_calls
+from bench.results_file import append
+
 ROOT = Path(__file__).resolve().parents[2]
 OPS = ("ragged", "residual", "lm_head")
 PASSES = "decode_pass,planned_routes,mixed_routes,token_policies,host_syncs,logits_error"
@@ -18,20 +22,17 @@ STEPS = f"environment,peak_rates,copy_forward,single_ops,{PASSES}"
 STEPS += ",graph_kinds,batch_invariant,peers,sanitizer"
 
 
-def acceptance(*words: str) -> subprocess.CompletedProcess:
-    """Run it from the checkout, on one thread beside the tests."""
-    return subprocess.run(
-        [sys.executable, "-m", "bench.gpu_acceptance", *words],
+def test_dry_run(tmp_path):
+    # in a process of its own, as from a checkout, on one thread beside the tests
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu_acceptance", "--output", str(tmp_path), "--dry-run"]
+        + ["--steps", STEPS],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,
     )
-
-
-def test_dry_run(tmp_path):
-    done = acceptance("--output", str(tmp_path), "--dry-run", "--steps", STEPS)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["dry_run"] is True
@@ -71,10 +72,8 @@ def test_dry_run(tmp_path):
 
 
 def test_a_failing_step_is_recorded_and_takes_none_down(tmp_path):
-    done = acceptance(
-        "--output", str(tmp_path), "--dry-run", "--steps", "planned_routes,environment"
-    )
-    assert done.returncode == 1
+    words = ["--output", str(tmp_path), "--dry-run", "--steps", "planned_routes,environment"]
+    assert gpu_acceptance.main(words) == 1
     steps = json.loads((tmp_path / "report.json").read_text())["steps"]
     assert (
         steps["planned_routes"]["status"] == "failed"
@@ -84,8 +83,7 @@ def test_a_failing_step_is_recorded_and_takes_none_down(tmp_path):
 
 
 def test_a_spent_budget_skips_the_rest(tmp_path):
-    done = acceptance("--output", str(tmp_path), "--dry-run", "--minutes", "0")
-    assert done.returncode == 1
+    assert gpu_acceptance.main(["--output", str(tmp_path), "--dry-run", "--minutes", "0"]) == 1
     steps = json.loads((tmp_path / "report.json").read_text())["steps"]
     assert len(steps) == 16 and {s["status"] for s in steps.values()} == {"skipped"}
 
@@ -97,28 +95,20 @@ def test_a_spent_budget_skips_the_rest(tmp_path):
         (["--minutes", "-1"], "--minutes: got -1"),
     ],
 )
-def test_bad_arguments(tmp_path, words, named):
-    done = acceptance("--output", str(tmp_path / "out"), "--dry-run", *words)
-    assert done.returncode == 2 and named in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_bad_arguments(tmp_path, words, named, capsys):
+    assert gpu_acceptance.main(["--output", str(tmp_path / "out"), "--dry-run", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
     assert not (tmp_path / "out").exists()
 
 
 def test_rows_are_appended_under_the_same_columns_only(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from bench.results_file import append;"
-        "p = Path(sys.argv[1]); append(p, [{'a': 1, 'b': 2}]); append(p, [{'a': 3, 'b': 4}]);"
-        "print(p.read_text().split());"
-        "\ntry: append(p, [{'a': 5, 'c': 6}])\nexcept ValueError as e: print('refused', e)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "x.csv")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.splitlines()[0] == "['a,b', '1,2', '3,4']", done.stderr
-    assert "refused" in done.stdout and "has columns" in done.stdout
+    path = tmp_path / "x.csv"
+    append(path, [{"a": 1, "b": 2}])
+    append(path, [{"a": 3, "b": 4}])
+    with pytest.raises(ValueError, match="has columns"):
+        append(path, [{"a": 5, "c": 6}])
+    assert path.read_text().split() == ["a,b", "1,2", "3,4"]
 
 
 def test_without_transformers_the_other_rows_stand(tmp_path):
@@ -140,9 +130,6 @@ def test_without_transformers_the_other_rows_stand(tmp_path):
 
 
 def test_cases_beyond_a_share_of_the_time_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
-    from bench import gpu_acceptance
-
     monkeypatch.setitem(gpu_acceptance.SHARES, "decode_pass", 0.0)
     acceptance = gpu_acceptance.Acceptance(tmp_path, dry_run=True, minutes=1)
     assert gpu_acceptance.run(acceptance, ["decode_pass"])
@@ -150,10 +137,7 @@ def test_cases_beyond_a_share_of_the_time_are_named(tmp_path, monkeypatch):
     assert {case["rows"] for case in step["found"]["cases"]} == {1} and step["left_out"] == ["2"]
 
 
-def test_calls_that_wait_or_launch_are_found(monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
-    from bench.acceptance_checks import LAUNCHES, OTHERS, WAITS, check_calls
-
+def test_calls_that_wait_or_launch_are_found():
     calls = {**dict.fromkeys((*WAITS, *LAUNCHES, *OTHERS), 0), "cudaGraphLaunch": 32}
     check_calls({**calls, "cudaEventSynchronize": 32, "cudaLaunchKernel": 3}, 32)
     for wrong in ({"cudaStreamSynchronize": 1}, {"cuLaunchKernelEx": 33}, {"cudaGraphLaunch": 0}):

@@ -16,6 +16,7 @@ from dynkern.policies import policy
 from support.opt import save_opt
 
 NUM_LAYERS = 6
+pytestmark = pytest.mark.usefixtures("brief_windows")
 
 
 @pytest.fixture(scope="module")

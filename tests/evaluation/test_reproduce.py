@@ -32,6 +32,9 @@ def test_only_gates_that_decide_something_are_compared():
     assert closest_pair({"a": 4.0}, {"d": 12.0}, 12) is None
 
 
+pytestmark = pytest.mark.usefixtures("brief_windows")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     directory = tmp_path_factory.mktemp("reproduce")

@@ -19,6 +19,7 @@ from dynkern.llm import LLM
 from support.bundle import save_task_checkpoint, use_bundle
 from support.checkpoint import save_checkpoint, save_records
 
+pytestmark = pytest.mark.usefixtures("brief_windows")
 SMALL = "--limit 12 --repeat 1 --max-new-tokens 6 --batch-size 4"
 
 

@@ -18,6 +18,7 @@ from dynkern.evaluation.sweep import SweepConfig, run_sweep
 from dynkern.llm import LLM
 from support.checkpoint import save_checkpoint, save_records
 
+pytestmark = pytest.mark.usefixtures("brief_windows")
 POLICIES = ("uniform:3", "early_exit:1", "stochastic:0.5", "confidence:margin=0.2")
 
 

@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -23,7 +22,9 @@ from dynkern.data import load_records
 from dynkern.llm import LLM
 from dynkern.models.opt import spec_from_config
 from dynkern.runtime.request import SamplingParams
+from fuzz import stored
 from fuzz import strategies as draw
+from fuzz.refusal import refused
 from support.checkpoint import save_checkpoint, save_records
 from support.opt import tiny_opt
 from support.tolerances import assert_logits_close
@@ -32,10 +33,11 @@ LAYERS, VOCABULARY, POSITIONS = 6, 320, 160
 
 
 class Place:
-    """A folder to write in, and a checkpoint of 6 layers with its LLM."""
+    """A folder to write in, a checkpoint of 6 layers with its LLM, and what is stored for it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.stored = stored.Stored(folder)
         self.model = save_checkpoint(folder / "model", LAYERS, init_std=0.6)
         self.llm = LLM(self.model)
         self.reference = LLM(self.model, backend="reference")
@@ -43,17 +45,6 @@ class Place:
         self.module = tiny_opt(seed=3)
         self.module.save_pretrained(folder / "tiny")
         self.config = json.loads((folder / "tiny" / "config.json").read_text())
-
-
-def refused(call: Callable[[], Any], *names: str) -> tuple[bool, Any]:
-    """(True, None) for a one-line ValueError that begins with one of `names`, else the result."""
-    try:
-        return False, call()
-    except (ValueError, FileNotFoundError) as error:
-        message = str(error)
-        assert len(message.splitlines()) == 1, message
-        assert message.startswith(names), message
-        return True, None
 
 
 def spec_strings(place: Place, data: st.DataObject) -> None:
@@ -287,4 +278,4 @@ TARGETS: dict[str, Callable[[Place, st.DataObject], None]] = {
         budgets,
         loop_commands,
     )
-}
+} | stored.TARGETS

@@ -2,10 +2,12 @@
 costs its run and not seconds of imports. What a case waits for, and what stands in its way, is said
 by name:
 
-    {"words": [...], "at": point or null, "seconds": delay or null, "file_size": limit or null}
+    {"words": [...], "at": point or null, "seconds": delay or null, "file_size": limit or null,
+     "stdin": file or null, "cwd": folder or null, "brief": true or null}
 
 at: announce that point once it is reached, and wait there to be interrupted. seconds: announce the
-start, wait for nothing. file_size: the largest file in bytes; beyond it writes fail.
+start, wait for nothing. file_size: the largest file in bytes; beyond it writes fail. stdin: what it
+reads there, nothing by default. cwd: where it runs. brief: timed windows are of one call.
 """
 
 from __future__ import annotations
@@ -134,8 +136,10 @@ def _child(case: dict[str, Any]) -> int:
     for descriptor, key in ((1, "out"), (2, "err")):
         file = os.open(case[key], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, descriptor)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
+    os.dup2(os.open(case.get("stdin") or os.devnull, os.O_RDONLY), 0)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    if case.get("cwd"):
+        os.chdir(case["cwd"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if case.get("file_size"):
         import resource
@@ -151,6 +155,10 @@ def _child(case: dict[str, Any]) -> int:
         _wait_at(case["at"], case.get("skip", 0), ready)
     elif case.get("seconds") is not None:
         ready()
+    if case.get("brief"):
+        from tests.support.brief import brief
+
+        brief().__enter__()
     code = cli(case["words"])
     sys.stdout.flush()
     sys.stderr.flush()

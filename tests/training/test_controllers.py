@@ -184,6 +184,11 @@ def test_files_that_do_not_fit_are_said_in_one_line(place, tmp_path):
     )
     with pytest.raises(ValueError, match="is damaged"):
         make_policy(f"controller:{tmp_path}/more")
+    content = bytearray(Path(path).read_bytes())
+    content[-3] ^= 1
+    (tmp_path / "bit").write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged .*differs from its sum"):
+        make_policy(f"controller:{tmp_path}/bit")
 
 
 def _config(place: Path, output: Path, **changes) -> ControllerConfig:
