@@ -91,9 +91,10 @@ def run_reproduce(config: ReproduceConfig, console: Console | None = None) -> Pa
     input.
     """
     console = console or Console()
-    for name in ("limit", "states_limit", "steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: got {getattr(config, name)}, expected 1 or more")
+    for name in ("limit", "states_limit", "train_limit", "steps"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected 1 or more")
     config = _with_budgets(config)
     controllers = _controllers(config)
     settings = controllers.loop()

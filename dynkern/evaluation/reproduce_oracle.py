@@ -43,7 +43,7 @@ FILL_ROWS = 32
 @dataclass(frozen=True)
 class OracleStage:
     """What the stage needs. samples: of each text for the held-out oracle, even, 0 to leave it out;
-    sampled: first records that it has. repeats: timed rounds, 0 for no timing.
+    samples_limit: first records that it has. repeat: timed rounds, 0 for no timing.
     """
 
     model: str
@@ -53,8 +53,8 @@ class OracleStage:
     max_new_tokens: int
     batch_size: int
     samples: int
-    sampled: int
-    repeats: int
+    samples_limit: int
+    repeat: int
     seed: int
     resume: bool
 
@@ -62,7 +62,7 @@ class OracleStage:
         """Raise a one-line ValueError on anything out of range."""
         if self.samples < 0 or self.samples % 2:
             raise ValueError(f"samples: got {self.samples}, expected 0 or an even number")
-        for name, least in (("sampled", 1), ("repeats", 0)):
+        for name, least in (("samples_limit", 1), ("repeat", 0), ("max_new_tokens", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected {least} or more")
 
@@ -74,9 +74,9 @@ def oracle_claims(stage: OracleStage, console: Console) -> tuple[list[Claim], li
     found = allocate(table, seed=stage.seed)
     claims = [_as_good_as_full(table, found), _one_route_is_worse(table, found, stage.seed)]
     if stage.samples:
-        drawn = _table(stage, "sampled", stage.sampled, stage.samples, console)
+        drawn = _table(stage, "sampled", stage.samples_limit, stage.samples, console)
         claims += held_out_claims(drawn, stage.seed)
-    if stage.repeats:
+    if stage.repeat:
         path = stage.output / "time.json"
         claims += kept(path, stage.resume, lambda: [_time(stage, table, console)])
     return claims, budget_lines(table, found)
@@ -191,7 +191,7 @@ def _time(stage: OracleStage, table: Table, console: Console) -> Claim:
         {"full": make_policy("full"), oracle.spec: oracle, uniform.spec: uniform},
         stage.batch_size,
         stage.max_new_tokens,
-        stage.repeats,
+        stage.repeat,
         {"prefill": "full", "kv_fill": "project", "seed": stage.seed},
     )
     with Progressing(console) as progress:

@@ -133,7 +133,7 @@ def test_between_two_routes_scores_are_a_mix():
         ("--alpha -1", "alpha: got -1.0"),
         ("--budget 5", "budget: got 5, expected 2 to the model's 4 layers"),
         ("--samples 3", "samples: got 3, expected 0 or an even number"),
-        ("--repeat -1", "repeats: got -1"),
+        ("--repeat -1", "repeat: got -1"),
         ("--test nothing.jsonl", "nothing.jsonl"),
     ],
 )
