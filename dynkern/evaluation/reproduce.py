@@ -320,6 +320,7 @@ def _compared(
         return Claim(claim, measured, None, "undecided")
     one, other = pair
     interval = difference_interval(scores[one], scores[other], seed)
+    judged = judge_not_worse(interval, float(np.mean(scores[other])))
     close = abs(layers[one] - layers[other]) <= SAME_BUDGET
     measured = (
         f"ROUGE-L {np.mean(scores[one]):.3f} at {layers[one]:.2f} layers against "
@@ -327,4 +328,4 @@ def _compared(
         + ("" if close else f", which is no one budget (more than {SAME_BUDGET} apart)")
         + "; interval of the difference"
     )
-    return Claim(claim, measured, interval, judge_not_worse(interval) if close else "undecided")
+    return Claim(claim, measured, interval, judged if close else "undecided")
