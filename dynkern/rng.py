@@ -70,7 +70,12 @@ def vocabulary_uniforms(seed: int, request: Tensor, token: Tensor, vocab_size: i
     """Uniforms in (0, 1) for every vocabulary entry: [B, vocab_size], four entries a counter."""
     blocks = torch.arange((vocab_size + 3) // 4, device=request.device)[None, :]
     words = philox((request[:, None], token[:, None], blocks, STREAM_SAMPLE), seed)
-    bits = torch.stack(words, dim=-1).flatten(1)[:, :vocab_size] >> 8
+    return open_uniforms(torch.stack(words, dim=-1).flatten(1)[:, :vocab_size])
+
+
+def open_uniforms(words: Tensor) -> Tensor:
+    """float32 uniforms in (0, 1) of words of philox."""
+    bits = words >> 8
     # half a step off zero: the logarithm of a draw must be finite. The largest draw would round to
     # 1 and its Gumbel value to infinity: with 50,272 entries, three tokens in a thousand would be
     # such an entry, whatever its logit

@@ -57,13 +57,6 @@ def allocation_report(
     records: by id, of the command that filled the table.
     """
     layers, prompts = table.num_layers, len(table.ids)
-    shares = dict(zip(table.routes.budgets, results["oracle"]["histogram"], strict=True))
-    budgets = Histogram(
-        "layers given to a sequence",
-        [Shares(LABELS["oracle"], shares, STYLES.of("oracle"), results["oracle"]["mean_layers"])],
-        layers,
-    )
-    note = "The oracle at equal quality, or at the best there is."
     figures = [
         Figure(
             "ROUGE-L against mean layers",
@@ -77,7 +70,7 @@ def allocation_report(
             ),
             "Bands: 95 % interval over sequences, in which the oracle chooses anew.",
         ),
-        Figure("Budgets: share of sequences by layers", budgets, note),
+        budgets_figure(results),
     ]
     long = [long_table(caption, rows) for caption, rows in details.items() if rows]
     sections = [
@@ -204,6 +197,21 @@ def curve_chart(curves: Mapping[str, Mapping[str, Any]], full: tuple[float, floa
         series.append(Series(LABELS[name], points, STYLES.of(name), band=True))
     return Lines(
         "mean layers per sequence", "ROUGE-L F1", series, (LABELS["full"], *full), whole_x=True
+    )
+
+
+def budgets_figure(results: Facts) -> Figure:
+    """What the oracle gives. results: those of results.json."""
+    given, layers = results["oracle"], results["num_layers"]
+    # routes may be of equal length
+    shares: dict[int, float] = {}
+    for budget, share in zip(given["layers"], given["histogram"], strict=True):
+        shares[budget] = shares.get(budget, 0.0) + share
+    bars = Shares(LABELS["oracle"], shares, STYLES.of("oracle"), given["mean_layers"])
+    return Figure(
+        "Budgets: share of sequences by layers",
+        Histogram("layers given to a sequence", [bars], layers),
+        "The oracle at equal quality, or at the best there is.",
     )
 
 

@@ -9,18 +9,28 @@ from pathlib import Path
 
 from dynkern.files import write_whole
 
+# how claims end that the paper does not make
+CONTROL, BEYOND = "(control)", "(beyond the paper)"
+INTERVALS = "Intervals: 95 %, bootstrap over sequences, unless a row says otherwise."
 # a ROUGE-L that is lower by less counts as no worse
 MARGIN = 0.02
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One line of a report. interval: 95 %; holds: "yes", "no", "undecided", "not measured"."""
+    """One line of a report. interval: 95 % by bootstrap over sequences, unless `measured` says
+    otherwise; holds: "yes", "no", "undecided", "not measured".
+    """
 
     claim: str
     measured: str
     interval: tuple[float, float] | None
     holds: str
+
+    @property
+    def is_of_the_paper(self) -> bool:
+        """Or else a control, or a question beyond it."""
+        return not self.claim.endswith((CONTROL, BEYOND))
 
 
 def judge(interval: tuple[float, float]) -> str:
@@ -29,9 +39,13 @@ def judge(interval: tuple[float, float]) -> str:
     return "yes" if low > 0 else "no" if high < 0 else "undecided"
 
 
-def judge_not_worse(interval: tuple[float, float]) -> str:
-    """Whether a difference is above -MARGIN by its interval; "no" where that lies below 0."""
+def judge_not_worse(interval: tuple[float, float], than: float) -> str:
+    """Whether a difference is above -MARGIN by its interval; "no" where that lies below 0. than:
+    the mean compared with, of which nothing can be said where it is below MARGIN itself.
+    """
     low, high = interval
+    if than < MARGIN:
+        return "undecided"
     return "yes" if low > -MARGIN else "no" if high < 0 else "undecided"
 
 
@@ -57,8 +71,8 @@ def kept(path: Path, resume: bool, make: Callable[[], list[Claim]]) -> list[Clai
 
 def claim_table(claims: Sequence[Claim]) -> list[str]:
     """The lines of a Markdown table."""
-    lines = ["| claim | measured here | 95 % interval | holds? |", "|---|---|---|---|"]
+    lines = ["| claim | measured here | interval | holds? |", "|---|---|---|---|"]
     for claim in claims:
         low_high = "" if claim.interval is None else "{:.4f} to {:.4f}".format(*claim.interval)
         lines.append(f"| {claim.claim} | {claim.measured} | {low_high} | {claim.holds} |")
-    return lines
+    return [*lines, "", INTERVALS]

@@ -115,6 +115,10 @@ def run_calibrate(config: CalibrateConfig, console: Console | None = None) -> Pa
     grid = config.check()
     records = load_part(config.data, config.split, config.limit)
     llm = LLM(config.model, dtype=config.dtype, backend=config.backend)
+    last = llm.spec.num_layers - 1
+    for layer in config.exits:
+        if not 0 <= layer < last:
+            raise ValueError(f"exit_layer: got {layer}, expected 0 to {last - 1}")
     check_policy(grid[0], llm.spec.num_layers)
     prompts, _ = encode_prompts(llm, records, config.template, config.max_new_tokens)
     make_folder(config.output)

@@ -55,10 +55,10 @@ class Case:
     new_tokens: int = 32
     kv_fill: str = "project"
     seed: int = 0
-    repeats: int = 3
+    repeat: int = 3
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "prompt_tokens": 1, "new_tokens": 2, "repeats": 1}
+        least = {"batch_size": 1, "prompt_tokens": 1, "new_tokens": 2, "repeat": 1}
         for field, bound in least.items():
             value = getattr(self, field)
             if value < bound:
@@ -139,7 +139,7 @@ class Explainer:
             FULL: runs.timed("full"),
             case.name: runs.timed(case.policy),
         }
-        timings = interleave(cases, case.repeats, progress=report)
+        timings = interleave(cases, case.repeat, progress=report)
         model = calibration.model(timings)
         passes, at_full = (timings[name].values[-1][-1].stats.passes for name in (case.name, FULL))
         sizes = weights.element_size, weights.dtype.itemsize, peaks.bandwidth, peaks.flops

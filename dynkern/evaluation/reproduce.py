@@ -91,9 +91,10 @@ def run_reproduce(config: ReproduceConfig, console: Console | None = None) -> Pa
     input.
     """
     console = console or Console()
-    for name in ("limit", "states_limit", "steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}: got {getattr(config, name)}, expected 1 or more")
+    for name in ("limit", "states_limit", "train_limit", "steps"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: got {value}, expected 1 or more")
     config = _with_budgets(config)
     controllers = _controllers(config)
     settings = controllers.loop()
@@ -319,6 +320,7 @@ def _compared(
         return Claim(claim, measured, None, "undecided")
     one, other = pair
     interval = difference_interval(scores[one], scores[other], seed)
+    judged = judge_not_worse(interval, float(np.mean(scores[other])))
     close = abs(layers[one] - layers[other]) <= SAME_BUDGET
     measured = (
         f"ROUGE-L {np.mean(scores[one]):.3f} at {layers[one]:.2f} layers against "
@@ -326,4 +328,4 @@ def _compared(
         + ("" if close else f", which is no one budget (more than {SAME_BUDGET} apart)")
         + "; interval of the difference"
     )
-    return Claim(claim, measured, interval, judge_not_worse(interval) if close else "undecided")
+    return Claim(claim, measured, interval, judged if close else "undecided")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,9 @@ from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
+from dynkern.evaluation.allocation_page import budgets_figure, curve_chart
 from dynkern.evaluation.analysis_page import family_lines
+from dynkern.evaluation.claims import INTERVALS, Claim
 from dynkern.evaluation.eval_page import settings
 from dynkern.report import (
     Column,
@@ -31,28 +34,36 @@ FILES = {
     "hidden-states/cosine.csv": "distances of final hidden states",
     "controllers/": "skip controllers, and a report of theirs",
     "controllers.csv": "what the controllers came to on test prompts",
+    "oracle/greedy/, oracle/sampled/": "tables of texts and scores, and reports of theirs",
 }
 
 
-def reproduce_report(config: Any, claims: Sequence[Any]) -> Report:
+def reproduce_report(config: Any, claims: Sequence[Claim]) -> Report:
     """Of the claims, and of the tables that lie in the folder. config: a ReproduceConfig."""
     heads = [
         Column("claim", is_number=False),
         Column("measured here", is_number=False),
-        Column("95 % interval"),
+        Column("interval", INTERVALS.partition(": ")[2].rstrip(".")),
         Column("holds?", is_number=False),
     ]
     cells = [[c.claim, c.measured, interval(c.interval, 4), c.holds] for c in claims]
-    figures = [*_cosine(config.output), *_controllers(config.output)]
-    sections = [Section("Claims", [Table("Claims of arXiv 2410.20022", heads, cells)])]
+    figures = [*_cosine(config.output), *_controllers(config.output), *_oracle(config.output)]
+    table = Table("Claims of arXiv 2410.20022, and controls of our own", heads, cells)
+    sections = [Section("Claims", [table])]
     if figures:
         sections.append(Section("Curves", figures))
+    tested = PurePath(config.test or config.data).name
+    facts = {
+        name: ", ".join(f"{number:g}" for number in value) if isinstance(value, tuple) else value
+        for name, value in asdict(config).items()
+        if value != ()
+    }
     return Report(
         title=f"What holds of arXiv 2410.20022 on {PurePath(config.model).name}",
         command="reproduce",
-        asked=f"Which of the paper's claims hold for this model on {PurePath(config.data).name}? "
+        asked=f"Which of the paper's claims hold for this model on {tested}? "
         f"{config.limit} test records at most.",
-        settings=settings(asdict(config), ["those of the paper"]),
+        settings=settings(facts, ["those of the paper"]),
         found=claim_sentences(claims),
         sections=sections,
         conditions=conditions(),
@@ -63,8 +74,20 @@ def reproduce_report(config: Any, claims: Sequence[Any]) -> Report:
     )
 
 
-def claim_sentences(claims: Sequence[Any]) -> list[str]:
-    """What became of the claims: how many hold, and each that was measured."""
+def claim_sentences(claims: Sequence[Claim]) -> list[str]:
+    """What became of the claims: how many hold, and each of the paper's with its numbers."""
+    papers = [claim for claim in claims if claim.is_of_the_paper]
+    others = [claim for claim in claims if not claim.is_of_the_paper]
+    said = [f"Of {len(papers)} claims of the paper {_verdicts(papers)}."]
+    if others:
+        said[0] += f" Of {len(others)} controls and questions beyond it {_verdicts(others)}."
+    for claim in papers:
+        ends = f" {interval(claim.interval, 4)}" if claim.interval else ""
+        said.append(f"\u201c{claim.claim}\u201d: {claim.holds}; {claim.measured}{ends}.")
+    return said
+
+
+def _verdicts(claims: Sequence[Claim]) -> str:
     counts = Counter(claim.holds for claim in claims)
     kinds = {
         "yes": ("holds", "hold"),
@@ -73,16 +96,7 @@ def claim_sentences(claims: Sequence[Any]) -> list[str]:
         "not measured": ("was not measured", "were not measured"),
     }
     told = [f"{counts[k]} {kinds[k][counts[k] != 1]}" for k in kinds if counts[k]]
-    told += [f"{n} said {k!r}" for k, n in counts.items() if k not in kinds]
-    noun = "claim" if len(claims) == 1 else "claims"
-    said = [f"Of {len(claims)} {noun}, {', '.join(told)}."]
-    measured = [claim for claim in claims if claim.interval is not None]
-    for claim in measured[:2]:
-        low, high = claim.interval
-        where = "clear of 0" if low > 0 or high < 0 else "which includes 0"
-        ends = interval(claim.interval, 4)
-        said.append(f"\u201c{claim.claim}\u201d: {claim.holds}; 95 % interval {ends}, {where}.")
-    return said
+    return ", ".join(told)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -121,7 +135,8 @@ def _controllers(folder: Path) -> list[Figure]:
             kind = re.split("[-:]", row["policy"])[0]
             asked = re.search(r"[\d.]+$", row["policy"])
             label = asked.group() if asked else ""
-            point = Point(row["mean_layers"], row["rougeL"], label=label)
+            ends = row.get("rougeL_low"), row.get("rougeL_high")
+            point = Point(row["mean_layers"], row["rougeL"], *ends, label=label)
             lines.setdefault(kind, []).append(point)
     series = [
         Series(name, sorted(points, key=lambda p: p.x), style)
@@ -131,5 +146,27 @@ def _controllers(folder: Path) -> list[Figure]:
         return []
     chart = Lines("layers run per routed token (mean)", "ROUGE-L F1", series, whole_x=True)
     note = "Gates by what they read, beside uniform routes and full depth. Numbers at points: the "
-    note += "budget asked for, or alpha where none was."
+    note += "budget asked for, or alpha where none was. Bars: 95 % interval over prompts."
     return [Figure("Skip controllers on test prompts", chart, note)]
+
+
+def _oracle(folder: Path) -> list[Figure]:
+    place = folder / "oracle" / "greedy"
+    rows = _rows(place / "curve.csv")
+    if not rows:
+        return []
+    results = json.loads((place / "results.json").read_text(encoding="utf-8"))
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    curves = {
+        name: {
+            "mean_layers": columns["mean_layers"],
+            "quality": columns[name],
+            "ci": (columns[f"{name}_low"], columns[f"{name}_high"]),
+        }
+        for name in ("oracle", "histogram", "one_route")
+    }
+    full = results["full"]
+    chart = curve_chart(curves, (full["rougeL"], *full["ci"]))
+    note = "Bands: 95 % interval over sequences, in which the oracle chooses anew by the scores "
+    note += "that judge it."
+    return [Figure("An oracle's budget for each sequence", chart, note), budgets_figure(results)]

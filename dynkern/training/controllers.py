@@ -152,8 +152,9 @@ def run_controllers(config: ControllerConfig, console: Console | None = None) ->
         row, result = _train_one(prepared, named, settings, folder, held_out, config.resume)
         rows.append(row)
         leads = result.is_main
-        _say_row(console, rows[-1], prepared.model.num_layers, folder)
-    if len(grid) > 1:
+        if leads:
+            _say_row(console, row, prepared.model.num_layers, folder)
+    if leads and len(grid) > 1:
         write_sweep(config.output, rows)
         print_sweep(console, rows)
     if leads:

@@ -23,10 +23,13 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Example:
-    """ids: the whole sequence. prompt_length: ids ahead of the response, BOS included."""
+    """ids: the whole sequence. prompt_length: ids ahead of the response, BOS included. record: its
+    place in the data, which random draws of its training go by.
+    """
 
     ids: list[int]
     prompt_length: int
+    record: int = 0
 
 
 class Examples(Dataset):
@@ -116,7 +119,7 @@ def encode_examples(
         ids = [*prompt.ids, *response, eos_token_id]
         cut_prompts += prompt.truncated
         cut_responses += len(ids) > max_length
-        items.append(Example(ids[:max_length], len(prompt.ids)))
+        items.append(Example(ids[:max_length], len(prompt.ids), done - 1))
         report(done, len(records))
     return Examples(items, cut_prompts, cut_responses)
 
@@ -125,8 +128,8 @@ def encode_examples(
 class Collator:
     """Examples to a batch, padded on the right, where causal attention never looks.
 
-    input_ids, labels: int64 [B, T], labels IGNORED outside of response and EOS; prompt_length:
-    int64 [B].
+    input_ids, labels: int64 [B, T], labels IGNORED outside of response and EOS; prompt_length,
+    record: int64 [B].
     """
 
     pad_token_id: int
@@ -139,5 +142,9 @@ class Collator:
             ids = torch.tensor(example.ids)
             input_ids[row, : len(ids)] = ids
             labels[row, example.prompt_length : len(ids)] = ids[example.prompt_length :]
-        lengths = torch.tensor([example.prompt_length for example in examples])
-        return {"input_ids": input_ids, "labels": labels, "prompt_length": lengths}
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "prompt_length": torch.tensor([example.prompt_length for example in examples]),
+            "record": torch.tensor([example.record for example in examples]),
+        }

@@ -10,13 +10,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dynkern import rng
 from dynkern.controller_file import INPUTS, ControllerInfo
 from dynkern.routes import check_choice
 
+# a counter's stream of its own, beside those of dynkern.rng
+_STREAM_GUMBEL = 10
 
-def gumbel_noise(logits: Tensor) -> Tensor:
-    """Standard Gumbel draws of the shape and dtype of `logits`."""
-    return -torch.empty_like(logits).exponential_().log()
+
+def gumbel_noise(seed: int, step: int, record: Tensor, token: Tensor, layer: Tensor) -> Tensor:
+    """Standard Gumbel draws, float32 [..., 2], for int64 counters that broadcast to [...].
+
+    Those of a token of a record at a step: the same in whatever batch and process. seed and step:
+    below 2**32.
+    """
+    # four counters are taken, so the step goes into the key
+    words = rng.philox((record, token, layer, _STREAM_GUMBEL), seed + (step << 32))
+    return -(-rng.open_uniforms(torch.stack(words[:2], dim=-1)).log()).log()
 
 
 def soft_gate(logits: Tensor, noise: Tensor, tau: float) -> Tensor:
@@ -32,10 +42,11 @@ def straight_through(logits: Tensor, noise: Tensor, tau: float) -> Tensor:
 
 
 class Gates(nn.Module):
-    """Gates of a model of num_layers. `gates(layer, x)`: bits [...] for inputs x [..., D].
+    """Gates of a model of num_layers. `gates(layer, x, noise)`: bits [...] for inputs x [..., D].
 
-    depth: linear layers, 1 to 3. width: of the hidden ones. tau: temperature, honoured in
-    training; in eval mode the arg-max decides. ValueError on anything out of range.
+    depth: linear layers, 1 to 3. width: of the hidden ones. noise: gumbel_noise [..., 2], under
+    which a bit is drawn at temperature tau; without it the arg-max decides. ValueError on anything
+    out of range.
     """
 
     def __init__(
@@ -91,11 +102,11 @@ class Gates(nn.Module):
         for mlp in self.layers.values():
             mlp[-1].bias[1] += by
 
-    def forward(self, layer: int, x: Tensor) -> Tensor:
+    def forward(self, layer: int, x: Tensor, noise: Tensor | None = None) -> Tensor:
         logits = self.logits(layer, x)
-        if not self.training:
+        if noise is None:
             return (logits[..., 1] > logits[..., 0]).to(logits.dtype)
-        return straight_through(logits, gumbel_noise(logits), self.tau)
+        return straight_through(logits, noise, self.tau)
 
     def export(
         self, alpha: float, joint: bool, budget: float | None = None, model: str = ""

@@ -175,8 +175,8 @@ def train(
     )
     trainer.gate_rate = settings.gate_rate
     trainer.remove_callback(PrinterCallback)
-    if has_budget:
-        trainer.add_callback(_Balance(trainer))
+    if model.gates is not None:
+        trainer.add_callback(_Tally(trainer))
     trainer.train(resume_from_checkpoint=None if at is None else str(at))
     state = trainer.state
     judged = [entry for entry in state.log_history if _judged(entry)]
@@ -280,25 +280,37 @@ class _Trainer(transformers.Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._clock = (-1, 0)
-        self._rates: list[Tensor] = []
-        # executed and possible layers of the step's micro-batches
+        self._counted: Tensor | None = None
+        # tokens that ran each layer, and the counted tokens, [L + 1]: of this process in a step,
+        # and of all of them since the last log
         self.spent: Tensor | float = 0.0
+        self.logged: Tensor | None = None
 
-    def training_step(self, model: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
+        batches, items = super().get_batch_samples(*args, **kwargs)
+        if self.model.gates is not None:
+            counted = sum(
+                self.model.counted_tokens(batch["labels"], batch["prompt_length"]).sum()
+                for batch in batches
+            )
+            here = torch.as_tensor(counted, device=self.accelerator.device)
+            # a step of empty responses costs nothing
+            self._counted = self.accelerator.reduce(here, "sum").clamp(min=1)
+        return batches, items
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Tensor:
         step, micro = self.state.global_step, self._clock[1] + 1
         self._clock = (step, micro if step == self._clock[0] else 0)
         own = self.accelerator.unwrap_model(model)
         own.clock = self._clock
-        has_budget = own.gates is not None and own.gates.multiplier is not None
-        if has_budget:
-            own.alpha = own.gates.multiplier.alpha
-        loss = super().training_step(model, *args, **kwargs)
+        if own.gates is not None:
+            inputs = {**inputs, "num_counted_in_batch": self._counted}
+            if own.gates.multiplier is not None:
+                own.alpha = own.gates.multiplier.alpha
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if "ran" in own.last:
-            ran, counted = own.last["ran"].sum(dim=1), own.last["routed"].sum()
-            self._rates.append(ran / counted.clamp(min=1))
-            if has_budget:
-                sums = torch.stack([ran.double().sum(), counted.double() * own.num_layers])
-                self.spent = self.spent + sums
+            sums = [*own.last["ran"].sum(dim=1), own.last["routed"].sum()]
+            self.spent = self.spent + torch.stack(sums).double()
         return loss
 
     def prediction_step(
@@ -312,9 +324,10 @@ class _Trainer(transformers.Trainer):
         return None, _columns(last), inputs["prompt_length"]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        if self._rates and "loss" in logs:
-            rates = torch.stack(self._rates).mean(dim=0).tolist()
-            self._rates.clear()
+        if self.logged is not None and "loss" in logs:
+            *ran, counted = self.logged.tolist()
+            self.logged = None
+            rates = [n / max(counted, 1) for n in ran]
             logs = {**logs, "mean_layers": sum(rates), "alpha": self.model.alpha}
             logs |= {f"rate_{layer}": rate for layer, rate in enumerate(rates)}
         super().log(logs, *args, **kwargs)
@@ -337,17 +350,22 @@ class _Trainer(transformers.Trainer):
         return super().create_optimizer(*args, **kwargs)
 
 
-class _Balance(TrainerCallback):
-    """After every step, ahead of its checkpoint: alpha by what ran in all processes."""
+class _Tally(TrainerCallback):
+    """After every step, ahead of its log and checkpoint: what ran in all processes, alpha by it."""
 
     def __init__(self, trainer: _Trainer) -> None:
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        ran, possible = self.trainer.accelerator.reduce(self.trainer.spent, "sum").tolist()
-        self.trainer.spent = 0.0
-        if possible:
-            self.trainer.model.gates.multiplier.update(ran / possible)
+        trainer = self.trainer
+        sums = trainer.accelerator.reduce(trainer.spent, "sum")
+        trainer.spent = 0.0
+        trainer.logged = sums if trainer.logged is None else trainer.logged + sums
+        multiplier = trainer.model.gates.multiplier
+        if multiplier is not None:
+            *ran, counted = sums.tolist()
+            if counted:
+                multiplier.update(sum(ran) / (counted * len(ran)))
 
 
 class _Curves(TrainerCallback):

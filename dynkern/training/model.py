@@ -21,7 +21,7 @@ from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from dynkern import rng, routes
 from dynkern.training.data import IGNORED
-from dynkern.training.gates import Gates
+from dynkern.training.gates import Gates, gumbel_noise
 
 # a counter's stream of its own, beside those of dynkern.rng
 _STREAM_LAYERDROP = 8
@@ -33,30 +33,30 @@ class Regime:
 
     route: bool per layer, or None for all; its skipped layers are frozen. prefill: "full" (prompt
     tokens run every layer) or "routed". layerdrop: probability that a layer is left out of a step,
-    for every token. exit_weight: share of the loss that the exits' mean has, each exit being the
+    for every token. exit_loss: share of the loss that the exits' mean has, each exit being the
     final norm and LM head on the output of a layer of exit_layers (default: all but the last).
     """
 
     route: tuple[bool, ...] | None = None
     prefill: str = "full"
     layerdrop: float = 0.0
-    exit_weight: float = 0.0
+    exit_loss: float = 0.0
     exit_layers: tuple[int, ...] = ()
     seed: int = 0
 
     def check(self, num_layers: int) -> None:
         """Raise a one-line ValueError unless the regime fits a model of num_layers."""
         routes.check_choice("prefill", self.prefill, routes.PREFILLS)
-        for name in ("layerdrop", "exit_weight"):
+        for name in ("layerdrop", "exit_loss"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 to below 1")
         for layer in self.exit_layers:
             if not 0 <= layer < num_layers - 1:
-                raise ValueError(f"exit_layers: got {layer}, expected 0 to {num_layers - 2}")
+                raise ValueError(f"exit_layer: got {layer}, expected 0 to {num_layers - 2}")
 
     def exits(self, num_layers: int) -> tuple[int, ...]:
         """Layers after which an exit's loss is taken."""
-        if not self.exit_weight:
+        if not self.exit_loss:
             return ()
         return self.exit_layers or tuple(range(num_layers - 1))
 
@@ -88,7 +88,8 @@ class _Layer(OPTDecoderLayer):
 class Visit:
     """What the layers of one forward pass need, and leave.
 
-    keep: bool [L, B, T], or None for all. gated: bool [B, T], tokens that gates decide on.
+    keep: bool [L, B, T], or None for all. gated: bool [B, T], tokens that gates decide on; noise:
+    [L, B, T, 2] under which they do, or None for the arg-max.
     """
 
     keep: Tensor | None = None
@@ -96,6 +97,7 @@ class Visit:
     gated: Tensor | None = None
     counted: Tensor | None = None
     gate_inputs: tuple[Tensor, ...] = ()
+    noise: Tensor | None = None
     on_layer: Callable[[int, Tensor, Tensor], None] | None = None
     exits: dict[int, Tensor] | None = None
     bits: dict[int, Tensor] | None = None
@@ -115,7 +117,7 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
         self.regime = Regime()
         self.gates: Gates | None = None
         self.alpha = 0.0
-        # (optimizer step, micro-batch in it): counters of LayerDrop's draws
+        # (optimizer step, micro-batch in it): counters of random draws
         self.clock = (0, 0)
         self.last: dict[str, Tensor] = {}
         for place, layer in enumerate(self.model.decoder.layers):
@@ -149,15 +151,19 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
         input_ids: Tensor,
         labels: Tensor,
         prompt_length: Tensor,
+        record: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        num_counted_in_batch: Tensor | int | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Loss of a batch of Collator. num_items_in_batch: labels of all micro-batches of a step.
+        """Loss of a batch of Collator. num_items_in_batch: labels of all micro-batches of a step;
+        num_counted_in_batch: their counted_tokens, over which the cost of gates is a mean. record:
+        needed where gates train.
 
         `last` holds what was measured for each row: "nll" [B], "tokens" [B], and with gates
         "ran" [L, B], routed tokens that ran each layer, of "routed" [B].
         """
-        visit = self._plan(input_ids, labels, prompt_length)
+        visit = self._plan(input_ids, labels, prompt_length, record)
         hidden = self.hidden_states(input_ids, visit)
         here = labels[:, 1:] != IGNORED
         targets = labels[:, 1:][here]
@@ -169,14 +175,14 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
                 self._losses(self.final(h)[:, :-1][here], targets).sum() / count
                 for h in visit.exits.values()
             ]
-            weight = self.regime.exit_weight
+            weight = self.regime.exit_loss
             loss = (1 - weight) * loss + weight * torch.stack(at_exits).mean()
         if visit.bits is not None:
             ran = self._ran(visit)
-            # local mean, weighted by this micro-batch's share of the step's labels
-            share = len(targets) / count
-            loss = loss + self.alpha * (ran.sum() / visit.counted.sum() / len(ran)) * share
-            self.last |= {"ran": ran.detach(), "routed": visit.counted.sum(dim=1)}
+            routed = visit.counted.sum(dim=1)
+            total = routed.sum() if num_counted_in_batch is None else num_counted_in_batch
+            loss = loss + self.alpha * (ran.sum() / total / len(ran))
+            self.last |= {"ran": ran.detach(), "routed": routed}
         rows = here.nonzero()[:, 0]
         self.last["nll"] = losses.detach().new_zeros(len(here)).index_add_(0, rows, losses.detach())
         self.last["tokens"] = here.sum(dim=1)
@@ -205,13 +211,19 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         return places >= prompt_length[:, None]
 
+    def counted_tokens(self, labels: Tensor, prompt_length: Tensor) -> Tensor:
+        """bool [B, T]: routed tokens that lead to a label; what follows is padding."""
+        return self.routed_tokens(labels, prompt_length) & F.pad(labels[:, 1:] != IGNORED, (0, 1))
+
     def keep_of(self, route: Sequence[bool] | Tensor, routed: Tensor) -> Tensor:
         """bool [L, B, T]: what runs where tokens `routed` follow routes [L] or [L, B]."""
         table = torch.as_tensor(route, device=routed.device)
         table = table[:, None] if table.dim() == 1 else table
         return table[:, :, None] | ~routed
 
-    def _plan(self, input_ids: Tensor, labels: Tensor, prompt_length: Tensor) -> Visit:
+    def _plan(
+        self, input_ids: Tensor, labels: Tensor, prompt_length: Tensor, record: Tensor | None
+    ) -> Visit:
         regime, visit = self.regime, Visit()
         routed = self.routed_tokens(input_ids, prompt_length)
         if regime.route is not None:
@@ -223,14 +235,20 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
             layers = torch.arange(self.num_layers)
             draw = rng.uniform(regime.seed, step, micro, layers, _STREAM_LAYERDROP)
             visit.dropped = frozenset((draw < regime.layerdrop).nonzero().flatten().tolist())
-        if regime.exit_weight and self.training:
+        if regime.exit_loss and self.training:
             visit.exits = {}
         if self.gates is not None:
             visit.gated, visit.bits = routed, {}
-            # a response token counts where it leads to a label: what follows is padding
-            follows = F.pad(labels[:, 1:] != IGNORED, (0, 1))
-            visit.counted = routed & follows
+            visit.counted = self.counted_tokens(labels, prompt_length)
             visit.gate_inputs = self._gate_inputs(input_ids)
+            if self.training:
+                layers, tokens = (
+                    torch.arange(count, device=input_ids.device)
+                    for count in (self.num_layers, input_ids.shape[1])
+                )
+                visit.noise = gumbel_noise(
+                    regime.seed, self.clock[0], record[:, None], tokens, layers[:, None, None]
+                )
         return visit
 
     def _gate_inputs(self, input_ids: Tensor) -> tuple[Tensor, ...]:
@@ -263,7 +281,7 @@ class OPTForCausalLM(transformers.OPTForCausalLM):
 
     def _gated(self, visit: Visit, place: int, h: Tensor, out: Tensor) -> Tensor:
         source = visit.gate_inputs[0] if visit.gate_inputs else h.detach()
-        bits = self.gates(place, source)
+        bits = self.gates(place, source, None if visit.noise is None else visit.noise[place])
         visit.bits[place] = bits
         bits = torch.where(visit.gated, bits, torch.ones_like(bits))[..., None].to(h.dtype)
         return bits * out + (1 - bits) * h

@@ -85,7 +85,7 @@ def test_parts_are_those_of_training(place):
         ("--measure entropy", "measure: got 'entropy'"),
         ("--grid 1", "grid: got 1"),
         ("--split dev", "split: got 'dev'"),
-        ("--exit-layer 3", "confidence exits: got layer 3, expected 0 to 2"),
+        ("--exit-layer 3", "exit_layer: got 3, expected 0 to 2"),
         ("--limit 0", "limit: got 0"),
     ],
 )

@@ -32,7 +32,7 @@ def llm(directory):
 
 
 def found(llm, spec, **options):
-    sizes = {"batch_size": 4, "prompt_tokens": 5, "new_tokens": 6, "repeats": 1}
+    sizes = {"batch_size": 4, "prompt_tokens": 5, "new_tokens": 6, "repeat": 1}
     case = Case(policy(spec), spec, **(sizes | options))
     return Explainer(llm, case).measure(lambda done, total, label: None)
 
@@ -145,7 +145,7 @@ def test_command(directory, capsys, monkeypatch):
         ("--policy full --new-tokens 1", "new_tokens: got 1, expected 2 or more"),
         ("--policy full --prompt-tokens 0", "prompt_tokens: got 0, expected 1 or more"),
         ("--policy full --prompt-tokens 900", "too long"),
-        ("--policy full --repeat 0", "repeats: got 0, expected 1 or more"),
+        ("--policy full --repeat 0", "repeat: got 0, expected 1 or more"),
         ("--policy full --kv-fill guess", "kv_fill: got 'guess'"),
         ("--policy full --seed -1", "seed: got -1"),
     ],

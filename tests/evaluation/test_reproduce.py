@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from dynkern.cli import main
+from dynkern.evaluation import reproduce, reproduce_oracle
 from dynkern.evaluation.claims import judge, judge_at_most, judge_not_worse
 from dynkern.evaluation.reproduce import closest_pair
 from dynkern.evaluation.reproduce_oracle import held_out_claims, mixed
+from dynkern.training import controllers
 from support.checkpoint import save_checkpoint, save_records
 from support.tables import made_table
 
@@ -19,7 +21,9 @@ from support.tables import made_table
 def test_verdicts_follow_intervals():
     assert [judge(i) for i in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))] == ["yes", "no", "undecided"]
     intervals = ((-0.2, -0.1), (-0.1, 0.1), (-0.01, 0.1))
-    assert [judge_not_worse(i) for i in intervals] == ["no", "undecided", "yes"]
+    assert [judge_not_worse(i, 0.5) for i in intervals] == ["no", "undecided", "yes"]
+    # nothing is no worse than next to nothing
+    assert judge_not_worse((0.0, 0.0), 0.01) == "undecided"
     shares = ((0.1, 0.2), (0.1, 0.3), (0.25, 0.3), (0.1, 0.233))
     expected = ["yes", "undecided", "no", "yes"]
     assert [judge_at_most(i, 0.233) for i in shares] == expected
@@ -58,10 +62,18 @@ def _files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
 
 
-def test_a_report_names_every_claim_and_is_not_made_twice(place, tmp_path, capsys):
-    words = [word.format(p=place, out=tmp_path / "out") for word in f"{COMMAND} {OPTIONS}".split()]
-    assert main(words) == 0
-    out = tmp_path / "out"
+def _words(place: Path, out: Path) -> list[str]:
+    return [word.format(p=place, out=out) for word in f"{COMMAND} {OPTIONS}".split()]
+
+
+@pytest.fixture(scope="module")
+def whole(place):
+    assert main(_words(place, place / "whole")) == 0
+    return place / "whole"
+
+
+def test_a_report_names_every_claim_and_is_not_made_twice(place, whole, capsys):
+    words, out = _words(place, whole), whole
     claims = json.loads((out / "report.json").read_text())["claims"]
     # one of hidden states, two budgets, the oracle's three controls and its time
     assert len(claims) == 8
@@ -71,7 +83,11 @@ def test_a_report_names_every_claim_and_is_not_made_twice(place, tmp_path, capsy
     assert "23.3%" in claims[3]["claim"] and claims[3]["holds"] == "no"
     assert claims[3]["interval"][0] >= 0.25
     assert "held out" in claims[5]["claim"] and "held out" in claims[6]["claim"]
-    assert "possible" in claims[7]["measured"]
+    # of a single round nothing is said
+    assert "possible" in claims[7]["measured"] and claims[7]["holds"] == "undecided"
+    page = (out / "report.html").read_text()
+    assert "Of 4 claims of the paper" in page and "Of 4 controls and questions beyond it" in page
+    assert "An oracle&#39;s budget for each sequence" in page
     report = (out / "report.md").read_text()
     assert all(claim["claim"] in report for claim in claims)
     shares = next(line for line in report.splitlines() if line.startswith("| share"))
@@ -96,6 +112,40 @@ def test_a_report_names_every_claim_and_is_not_made_twice(place, tmp_path, capsy
     assert "resume: the stopped run had seed 0, got 4" in capsys.readouterr().err
 
 
+STOPS = [
+    (reproduce, "route_effects", 1),
+    (controllers, "train", 2),
+    (controllers, "write_sweep", 1),
+    (reproduce, "score", 7),
+    (reproduce_oracle, "run_oracle", 1),
+    (reproduce_oracle, "run_oracle", 2),
+    (reproduce_oracle, "measure_speed", 1),
+    (reproduce, "reproduce_report", 1),
+]
+
+
+def test_a_run_that_is_stopped_in_every_stage_comes_out_the_same(place, whole, tmp_path):
+    words = _words(place, tmp_path / "out")
+    for module, name, at in STOPS:
+        calls, function = iter(range(1, at + 1)), getattr(module, name)
+
+        def stop(*args, calls=calls, at=at, function=function, **kwargs):
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, name, stop)
+            assert main(words) == 130, name
+        words = [*words, "--resume"] if "--resume" not in words else words
+        assert not (tmp_path / "out" / "report.html").exists()
+    assert main(words) == 0
+    found, expected = (
+        json.loads((out / "report.json").read_text())["claims"] for out in (tmp_path / "out", whole)
+    )
+    assert found[:7] == expected[:7] and len(found) == len(expected) == 8
+
+
 def test_a_grid_of_alphas_compares_its_closest_pair(place, tmp_path):
     options = f"{OPTIONS} --samples 0 --repeat 0 --alpha 0.5 --test {{p}}/test.jsonl"
     words = f"{COMMAND} {options}".split()
@@ -105,6 +155,7 @@ def test_a_grid_of_alphas_compares_its_closest_pair(place, tmp_path):
     assert "closest pair" in claims[1]["claim"]
     if claims[1]["interval"] is None:
         assert claims[1]["holds"] == "undecided"
+    assert "for this model on test.jsonl?" in (tmp_path / "report.html").read_text()
     records = (tmp_path / "oracle" / "greedy.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in records] == ["r0", "r1", "r2", "r3"]
 
@@ -136,7 +187,7 @@ def test_between_two_routes_scores_are_a_mix():
         ("--alpha -1", "alpha: got -1.0"),
         ("--budget 5", "budget: got 5, expected 2 to the model's 4 layers"),
         ("--samples 3", "samples: got 3, expected 0 or an even number"),
-        ("--repeat -1", "repeats: got -1"),
+        ("--repeat -1", "repeat: got -1"),
         ("--test nothing.jsonl", "nothing.jsonl"),
     ],
 )

@@ -23,6 +23,7 @@ from dynkern.training.gates import Gates
 from dynkern.training.model import OPTForCausalLM, Visit
 from support.backends import BACKENDS, needs_engine
 from support.checkpoint import save_checkpoint, save_records
+from support.gloo import run_in_two_processes
 from support.opt import random_prompts
 
 LAYERS, WIDTH = 6, 48
@@ -249,6 +250,44 @@ def test_joint_training_moves_the_backbone_and_freezing_does_not(place, tmp_path
     assert not torch.equal(before[name], after[name])
     report = json.loads((outputs[False] / "controller.json").read_text())
     assert report["trained_parameters"] == report["controller_parameters"] == 4 * (48 * 2 + 2)
+
+
+def _log(folder: Path) -> list[dict[str, float]]:
+    # Trainer counts epochs otherwise where it accumulates
+    skipped = ("split", "epoch")
+    with (folder / "curves.csv").open(encoding="utf-8") as file:
+        return [
+            {name: float(cell) for name, cell in row.items() if cell and name not in skipped}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _assert_one_training(one: Path, other: Path) -> None:
+    """Equal but for the order of sums. AdamW divides by gradients: where one is as small as what
+    that makes, a weight may go the other way for a step of 0.02.
+    """
+    a, b = (load_file(folder / "controller.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    worst = max(float((a[name] - b[name]).abs().max()) for name in a)
+    assert worst < 4e-3, worst
+    logs = _log(one), _log(other)
+    # another draw of a gate would show: a layer more or less of a token is 0.02 of a mean
+    for left, right in zip(*logs, strict=True):
+        assert left == pytest.approx(right, rel=1e-4)
+    assert len({row["mean_layers"] for row in logs[0]}) > 2
+
+
+@pytest.mark.parametrize("budgets", [(), (4.0,)])
+def test_two_processes_and_micro_batches_are_one_with_twice_the_batch(place, tmp_path, budgets):
+    config = _config(place, tmp_path / "one", budgets=budgets, joint=not budgets)
+    settings = {**config.settings, "max_steps": 3, "eval_every": 3}
+    one = run_controllers(replace(config, settings={**settings, "micro_batch": 8}))
+    settings["micro_batch"] = 4
+    config = replace(config, settings=settings)
+    _assert_one_training(one, run_controllers(replace(config, output=tmp_path / "micro")))
+    run = "dynkern.training.controllers:run_controllers"
+    run_in_two_processes(run, replace(config, output=tmp_path / "two"), tmp_path)
+    _assert_one_training(one, tmp_path / "two")
 
 
 def test_a_visit_without_gates_runs_everything(place):

@@ -48,6 +48,7 @@ def test_a_batch_has_labels_on_response_and_eos_only(tiny_tokenizer):
     examples = encode_examples(tiny_tokenizer, records, "plain", 200, 100).items
     batch = Collator(pad_token_id=1)(examples)
     assert batch["prompt_length"].tolist() == [e.prompt_length for e in examples]
+    assert batch["record"].tolist() == [0, 1]
     for row, example in enumerate(examples):
         labelled = (batch["labels"][row] != IGNORED).nonzero().flatten().tolist()
         assert labelled == list(range(example.prompt_length, len(example.ids)))

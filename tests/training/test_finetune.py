@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from dynkern.cli import main
 from dynkern.training import loop
 from dynkern.training.finetune import PRESETS, FinetuneConfig, run_finetune
 from support.checkpoint import save_checkpoint, save_records
+from support.gloo import run_in_two_processes
 
 STEPS = {"max_steps": 6, "eval_every": 2, "batch_size": 8, "micro_batch": 4, "patience": 0}
 
@@ -143,44 +140,8 @@ def test_training_lowers_the_loss_and_stops_early(place, tmp_path):
 def test_two_processes_are_one_with_twice_the_batch(place, tmp_path):
     config = _config(place, tmp_path / "one", settings={**STEPS, "micro_batch": 8})
     one = run_finetune(config)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = (
-        "from tests_finetune_config import config\n"
-        "from dynkern.training.finetune import run_finetune\n"
-        "import torch.distributed as dist\n"
-        "run_finetune(config)\n"
-        "assert dist.get_backend() == 'gloo' and dist.get_world_size() == 2\n"
-        "dist.destroy_process_group()\n"
-    )
     other = replace(config, output=tmp_path / "two", settings={**STEPS, "micro_batch": 4})
-    (tmp_path / "tests_finetune_config.py").write_text(
-        "from pathlib import PosixPath\n"
-        f"from dynkern.training.finetune import FinetuneConfig\nconfig = {other!r}\n"
-    )
-    root = str(Path(dynkern.__file__).parents[1])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script],
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join([str(tmp_path), root]),
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], said[0][-2000:]
+    run_in_two_processes("dynkern.training.finetune:run_finetune", other, tmp_path)
     a, b = _weights(one), _weights(tmp_path / "two")
     # sums over 8 sequences in another order; AdamW divides by gradients, so a step of 1e-3 can
     # turn where a gradient is as small as that difference
@@ -213,7 +174,8 @@ BAD = [
     (f"{SCRATCH} --route uniform:9", "uniform budget: got 9"),
     (f"{SCRATCH} --route stochastic:0.5", "route: got 'stochastic:0.5'"),
     (f"{SCRATCH} --layerdrop 1", "layerdrop: got 1.0"),
-    (f"{SCRATCH} --exit-loss 0.5 --exit-layer 3", "exit_layers: got 3, expected 0 to 2"),
+    (f"{SCRATCH} --exit-loss 0.5 --exit-layer 3", "exit_layer: got 3, expected 0 to 2"),
+    (f"{SCRATCH} --exit-loss 1.5", "exit_loss: got 1.5, expected 0 to below 1"),
     (f"{SCRATCH} --batch-size 6 --micro-batch 4", "micro_batch: got 4, expected a divisor of 6"),
     (f"{SCRATCH} --learning-rate 0", "learning_rate: got 0.0"),
     (f"{SCRATCH} --precision half", "precision: got 'half'"),

@@ -26,8 +26,8 @@ def _model(**overrides) -> OPTForCausalLM:
 def _batch(seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     examples = [
-        Example([2, *torch.randint(4, 131, (n,), generator=generator).tolist(), 2], prompt)
-        for n, prompt in ((11, 5), (7, 3), (15, 9))
+        Example([2, *torch.randint(4, 131, (n,), generator=generator).tolist(), 2], prompt, place)
+        for place, (n, prompt) in enumerate(((11, 5), (7, 3), (15, 9)))
     ]
     return Collator(1)(examples)
 
@@ -35,7 +35,7 @@ def _batch(seed: int = 0) -> dict[str, torch.Tensor]:
 def _expected(model: OPTForCausalLM, batch: dict, keep_of) -> torch.Tensor:
     """Loss by the yardstick, row by row, unpadded; keep_of(prompt_length, tokens) -> [T, L]."""
     losses = []
-    for ids, labels, prompt in zip(*batch.values(), strict=True):
+    for ids, labels, prompt, _ in zip(*batch.values(), strict=True):
         count = int((labels != -100).sum() + prompt)
         logits = masked_logits(model, ids[:count], keep_of(int(prompt), count))
         losses.append(F.cross_entropy(logits[prompt - 1 : -1], ids[prompt:count], reduction="sum"))
@@ -100,7 +100,7 @@ def test_exit_losses_are_those_of_early_exits():
         route = routes.early_exit(LAYERS, layer)
         return _expected(model, batch, lambda prompt, tokens: route.repeat(tokens, 1))
 
-    model.train_under(Regime(exit_weight=0.25, exit_layers=(1, 3)))
+    model.train_under(Regime(exit_loss=0.25, exit_layers=(1, 3)))
     model.train()
     expected = 0.75 * to(5) + 0.25 * (to(1) + to(3)) / 2
     assert torch.allclose(model(**batch).loss, expected, rtol=1e-10)
@@ -134,8 +134,8 @@ def test_gates_route_the_response_and_their_cost_is_the_executed_fraction(kind, 
     seen: dict[int, torch.Tensor] = {}
     gate = gates.forward
 
-    def noted(layer, x):
-        seen[layer] = gate(layer, x)
+    def noted(layer, x, noise):
+        seen[layer] = gate(layer, x, noise)
         return seen[layer]
 
     gates.forward = noted
@@ -162,7 +162,7 @@ def test_gates_route_the_response_and_their_cost_is_the_executed_fraction(kind, 
 def test_gate_gradients_hold_in_float64_and_honour_tau():
     torch.manual_seed(0)
     logits = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
-    noise = gumbel_noise(logits.detach())
+    noise = _noise(torch.arange(12).view(4, 3))
     for tau in (0.3, 1.0, 4.0):
         assert torch.autograd.gradcheck(lambda x, t=tau: soft_gate(x, noise, t), (logits,))
         weights = torch.randn(4, 3, dtype=torch.float64)
@@ -196,12 +196,39 @@ class _Logits(torch.nn.Module):
         return self.gates.logits(1, x)
 
 
+def _noise(record: torch.Tensor, token: int = 0, layer: int = 1, step: int = 0) -> torch.Tensor:
+    return gumbel_noise(0, step, record, torch.tensor(token), torch.tensor(layer))
+
+
 def test_gumbel_noise_makes_bits_that_follow_the_softmax():
-    torch.manual_seed(0)
-    logits = torch.tensor([0.0, 1.2]).expand(40_000, 2)
-    share = straight_through(logits, gumbel_noise(logits), tau=0.5).mean()
+    noise = _noise(torch.arange(40_000))
+    share = straight_through(torch.tensor([0.0, 1.2]).expand(40_000, 2), noise, tau=0.5).mean()
     # four standard deviations of a mean of 40,000 bits
     assert abs(float(share) - float(torch.tensor(1.2).sigmoid())) < 0.01
+    # of every counter its own
+    draws = [noise, _noise(torch.arange(40_000), token=1), _noise(torch.arange(40_000), layer=2)]
+    draws.append(_noise(torch.arange(40_000), step=1))
+    drawn = torch.stack(draws).flatten(1)
+    assert drawn.isfinite().all()
+    assert torch.corrcoef(drawn).sub(torch.eye(4)).abs().max() < 0.02
+
+
+def test_gates_draw_alike_in_whatever_batch_a_record_is():
+    batch, bits = _batch(), []
+    alone = {name: tensor[1:2] for name, tensor in batch.items()}
+    width = int((alone["labels"] != -100).nonzero()[:, 1].max()) + 1
+    alone |= {name: alone[name][:, :width] for name in ("input_ids", "labels")}
+    for step, rows in ((7, batch), (7, alone), (8, alone)):
+        torch.manual_seed(0)
+        model = _model().train()
+        model.add_gates(Gates("fixed", LAYERS, 48).double(), alpha=0.5)
+        for mlp in model.gates.layers.values():
+            torch.nn.init.zeros_(mlp[-1].bias)
+        model.clock = (step, 0)
+        model(**rows)
+        bits.append(model.last["ran"][:, -2 if rows is batch else 0])
+    assert torch.equal(bits[0], bits[1])
+    assert not torch.equal(bits[1], bits[2])
 
 
 def test_gates_do_not_push_on_a_residual_they_read():
@@ -229,8 +256,8 @@ def test_gates_do_not_push_on_a_residual_they_read():
         (lambda: Gates("hidden", 2, 48), "the model has 2 layers"),
         (lambda: _model().add_gates(Gates("hidden", 5, 48), 1.0), "made for 5 layers"),
         (lambda: _model().train_under(Regime(layerdrop=1.0)), "layerdrop: got 1.0"),
-        (lambda: _model().train_under(Regime(exit_weight=-0.1)), "exit_weight: got -0.1"),
-        (lambda: _model().train_under(Regime(exit_weight=0.1, exit_layers=(5,))), "exit_layers"),
+        (lambda: _model().train_under(Regime(exit_loss=-0.1)), "exit_loss: got -0.1"),
+        (lambda: _model().train_under(Regime(exit_loss=0.1, exit_layers=(5,))), "exit_layer"),
         (lambda: _model().train_under(Regime(prefill="half")), "prefill: got 'half'"),
         (lambda: _model().train_under(Regime((True,) * 5)), "route"),
     ],
