@@ -35,8 +35,9 @@ OF_MODEL = {
         [
             (
                 f"dynkern eval {ON_MODEL} --template plain --limit 64 --max-new-tokens 64"
-                " --repeat 5 --policy uniform:9 --policy uniform:6 --policy uniform:3 --policy early_exit:8"
-                " --policy early_exit:5 --policy random:6 --output {scratch}/eval",
+                " --repeat 5 --policy uniform:9 --policy uniform:6 --policy uniform:3"
+                " --policy early_exit:8 --policy early_exit:5 --policy random:6"
+                " --output {scratch}/eval",
                 "--limit 2 --max-new-tokens 4 --repeat 1",
             ),
             ("bench.keep_eval {scratch}/eval {model} {data} {output}", ""),
