@@ -42,11 +42,15 @@ TRIES = 4
 
 @dataclass
 class Entrant:
-    """One engine under one policy, and what its runs gave; the lists hold one entry a round."""
+    """One engine under one policy, and what its runs gave; the lists hold one entry a round.
+
+    smaller: the worker's model is one of fewer layers, `policy` its name, and all of them run.
+    """
 
     kind: str
     policy: str
     worker: Engine
+    smaller: bool = False
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     times: list[list[list[float]]] = field(default_factory=list)
@@ -63,8 +67,8 @@ class Entrant:
 
     def run(self, prompts: list[list[int]], new_tokens: int, natural: bool) -> Row:
         """One answer of the worker; a failure stays with the entrant."""
-        how = {"policy": self.policy if self.kind.startswith("dynkern") else "full"}
-        done = self.worker.answer(prompts, new_tokens, natural=natural, **how)
+        policy = "full" if self.smaller else self.policy
+        done = self.worker.answer(prompts, new_tokens, natural=natural, policy=policy)
         self.obstacle = done.get("reason")
         return done
 
@@ -216,9 +220,9 @@ def latency_rows(
                     yield {"engine": kind, "dtype": kind.partition("-")[2], **note}
                     continue
                 several = policies if own and not name else [name or "full"]
-                entrants += [Entrant(kind, policy, worker) for policy in several]
+                entrants += [Entrant(kind, policy, worker, bool(name)) for policy in several]
         for fresh in cases:
-            again = [Entrant(e.kind, e.policy, e.worker) for e in entrants]
+            again = [Entrant(e.kind, e.policy, e.worker, e.smaller) for e in entrants]
             yield from compare(again, fresh, new_tokens, natural, repeats)
     finally:
         for worker in workers:
