@@ -8,6 +8,7 @@ that does not load, fails, or takes too long (to compile, say) is a row that say
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,8 +118,9 @@ def compare(
     for entrant in entrants:
         entrant.warm_up = float(entrant.run(rounds[0], new_tokens, natural).get("seconds", 0.0))
     timed = rounds[1:]
-    for prompts in timed:
-        for entrant in entrants:
+    for number, prompts in enumerate(timed):
+        # in another order each, since what ran before leaves its data in the caches
+        for entrant in random.Random(number).sample(list(entrants), len(entrants)):
             if entrant.obstacle is None:
                 _one_round(entrant, prompts, new_tokens, natural)
     lengths = [len(prompt) for prompts in timed for prompt in prompts]

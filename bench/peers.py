@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.peer_runs import EOS, How, Run, Watch, padded
+from bench.peer_runs import EOS, How, Run, Watch, first_steps, padded
 
 KINDS = (
     "dynkern-float32",
@@ -189,9 +189,12 @@ def _openvino(checkpoint: Path, dtype: str, converted: Path) -> Run:
             raise RuntimeError(f"openvino generated {lengths[0]} tokens, not {new_tokens}")
         if how.watch is not None:
             first = result.perf_metrics.get_ttft().mean / 1e3
-            steps = result.perf_metrics.raw_metrics.m_new_token_times
-            for row, length in enumerate(lengths):
-                for step in steps[:length]:
+            raw = result.perf_metrics.raw_metrics
+            steps = raw.m_new_token_times
+            # a prefill of many tokens takes several steps, of which each lets some rows in
+            begins = first_steps(raw.m_batch_sizes, lengths)
+            for row, (begin, length) in enumerate(zip(begins, lengths, strict=True)):
+                for step in steps[begin : begin + length]:
                     how.watch.note(row, first + (step - steps[0]) / 1e3)
 
     return run

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 import dynkern
-from bench import end_to_end, engines, latency, latency_plot, peer_rows
+from bench import end_to_end, engines, latency, latency_plot, peer_rows, peer_runs
 from support.benches import invoke
 
 
@@ -161,6 +161,14 @@ def test_latencies_of_a_run_and_the_reason_of_a_failure():
     assert rows[0]["first_p50"] == rows[0]["token_p99"] == 0.5
     assert rows[0]["warm_up"] == 8.0 and rows[0]["speedup"] == 1.0 and rows[0]["rounds"] == 2
     assert rows[1]["note"] == "too long" and "seconds" not in rows[1]
+
+
+def test_rows_that_a_scheduler_lets_in_later_have_their_first_token_later():
+    assert peer_runs.first_steps([2, 2, 2], [3, 3]) == [0, 0]
+    # the second row comes a step later, and the first ends before it
+    assert peer_runs.first_steps([1, 2, 1, 1], [2, 3]) == [0, 1]
+    with pytest.raises(ValueError, match="expected steps of rows of"):
+        peer_runs.first_steps([1, 1, 2, 2], [3, 3])
 
 
 @pytest.fixture(scope="module")
