@@ -26,13 +26,13 @@ from rich.table import Table
 
 from bench.arguments import check_each, refuse
 from bench.cpu_cases import GROUPS, PROMPT, Bench, Row, smaller
+from bench.engines import LIMIT, Engine
 from bench.latency import COLUMNS as LATENCY_COLUMNS
-from bench.latency import latency_rows, print_latencies
-from bench.peers import KINDS, Engine
+from bench.latency import DEFAULT_BATCHES, DEFAULT_KINDS, latency_rows, print_latencies
+from bench.peer_rows import peer_rows
+from bench.peers import KINDS
 from bench.results_file import append, stamp
 from dynkern.data import TEMPLATES, encode_prompt, load_records, prompt_cap
-from dynkern.evaluation.load_meter import LOAD_LIMIT
-from dynkern.evaluation.timing import Spread
 from dynkern.llm import LLM
 from dynkern.machine import device_name
 
@@ -66,8 +66,6 @@ COLUMNS = (
     "foreign_load",
     "engine_version",
 )
-# tries for a quiet run before a loaded one is kept and marked
-TRIES = 4
 
 
 def make_checkpoint(shape: str, layers: int | None, folder: Path) -> Path:
@@ -100,74 +98,6 @@ def make_checkpoint(shape: str, layers: int | None, folder: Path) -> Path:
     return target
 
 
-def compare_engines(
-    engines: dict[str, Engine], sizes: dict[str, int], vocabulary: int, repeats: int
-) -> Iterator[Row]:
-    """Whole loops of every engine in turn; a row each. sizes: batch, prompt, new_tokens."""
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    loaded, foreign = dict.fromkeys(engines, False), dict.fromkeys(engines, 0.0)
-    engines = dict(engines)
-    for name, engine in list(engines.items()):
-        done = engine.run(**sizes, vocabulary=vocabulary)  # not timed: compiles, warms up
-        if "reason" in done:
-            del engines[name], seconds[name]
-            yield {"engine": name, "note": done["reason"]}
-    for _ in range(repeats):
-        for name, engine in engines.items():
-            for attempt in range(TRIES):
-                done = engine.run(**sizes, vocabulary=vocabulary)
-                if "reason" in done:
-                    raise RuntimeError(f"{name}: {done['reason']}")
-                quiet = done["foreign"] <= LOAD_LIMIT
-                if quiet or attempt == TRIES - 1:
-                    loaded[name] |= not quiet
-                    foreign[name] = max(foreign[name], done["foreign"])
-                    seconds[name].append(done["seconds"])
-                    break
-    tokens = sizes["batch"] * (sizes["new_tokens"] if sizes["new_tokens"] > 1 else sizes["prompt"])
-    for name, values in seconds.items():
-        spread = Spread.of(values)
-        yield {
-            "engine": name,
-            "dtype": name.partition("-")[2],
-            "seconds": spread.median,
-            "low": spread.p20,
-            "high": spread.p80,
-            "tokens_per_second": tokens / spread.median,
-            "loaded": loaded[name],
-            "foreign_load": foreign[name],
-            "engine_version": engines[name].version,
-        }
-
-
-def peer_rows(
-    checkpoint: Path, kinds: list[str], cases: list[dict[str, int]], repeats: int, python: str
-) -> Iterator[Row]:
-    """Every case over all engines that load; one that does not gives a row that says why."""
-    vocabulary = vocabulary_of(checkpoint)
-    engines: dict[str, Engine] = {}
-    try:
-        for kind in kinds:
-            own = kind.startswith(("dynkern", "hf"))  # transformers is a dependency of dynkern's
-            engine = Engine(kind, checkpoint, sys.executable if own else python)
-            if engine.obstacle is None:
-                engines[kind] = engine
-            else:
-                yield {"engine": kind, "case": "load", "note": engine.obstacle}
-        for sizes in cases:
-            prefill = sizes["new_tokens"] == 1
-            for row in compare_engines(engines, sizes, vocabulary, repeats):
-                yield {**row, **sizes, "case": "prefill" if prefill else "whole loop"}
-    finally:
-        for engine in engines.values():
-            engine.close()
-
-
-def vocabulary_of(checkpoint: Path) -> int:
-    """Vocabulary size of a checkpoint."""
-    return int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
-
-
 def memory_row(checkpoint: Path) -> Row:
     """Memory that loading takes, beside the packed size, in a fresh process."""
     engine = Engine("dynkern-bfloat16", checkpoint)
@@ -194,7 +124,7 @@ def main(
     model: Annotated[str | None, typer.Option(help="A checkpoint instead of a shape.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, int8.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Rows; repeat it.")] = None,
-    kind: Annotated[list[str] | None, typer.Option(help="Engines of the peers group.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help="Engines of peers and latency.")] = None,
     policy: Annotated[list[str] | None, typer.Option(help="Of the latency group.")] = None,
     data: Annotated[
         str | None, typer.Option(help="Prompts for --model's latency; rows end at EOS.")
@@ -203,6 +133,9 @@ def main(
     new_tokens: Annotated[int, typer.Option(help="Forced new tokens.")] = 64,
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
     peer_python: Annotated[str, typer.Option(help="Interpreter that has the peers.")] = "",
+    limit: Annotated[
+        float, typer.Option(help="Seconds that an engine may take to load, or to answer once.")
+    ] = LIMIT,
     work: Annotated[Path | None, typer.Option(help="Folder that keeps checkpoints.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tiny shape, to try it.")] = False,
 ) -> None:
@@ -223,6 +156,8 @@ def main(
     for name, value in (("new-tokens", new_tokens), ("repeats", repeats), *_each("batch", batch)):
         if value < (2 if name == "new-tokens" else 1):
             refuse(f"--{name}: got {value}, expected more")
+    if not limit > 0:
+        refuse(f"--limit: got {limit:g}, expected more than 0 seconds")
     if dry_run:
         new_tokens, repeats = 4, 1
     batches = batch or ([1, 2] if dry_run else [1, 8, 32])
@@ -235,8 +170,14 @@ def main(
             label = Path(name).name  # of somebody's checkpoint, not where it lies
             sizes = {"prompt": PROMPT, "new_tokens": new_tokens}
             keep = work or Path(scratch)
+            # nothing is put beside somebody's checkpoint
+            peer_options = (
+                peer_python or sys.executable,
+                keep / label if model else checkpoint,
+                limit,
+            )
             for row in _measure(
-                checkpoint, groups, kind, dtype, batches, sizes, repeats, peer_python, bar, keep
+                checkpoint, groups, kind, dtype, batches, sizes, repeats, peer_options, bar, keep
             ):
                 full = {**dict.fromkeys(COLUMNS, ""), **sizes, **row, "shape": label}
                 on = stamp(device_name(torch.device("cpu")), dry_run)
@@ -253,13 +194,18 @@ def main(
                 for row in latency_rows(
                     checkpoint,
                     others,
-                    kind or [k for k in KINDS if not dtype or k.partition("-")[2] in dtype],
+                    kind
+                    or [k for k in KINDS if k.partition("-")[2] in (dtype or [])]
+                    or DEFAULT_KINDS,
                     ["full", *(policy or [f"uniform:{half}", f"early_exit:{half - 1}"])],
-                    [partial(prompts, n) for n in batches],
+                    [
+                        partial(prompts, n)
+                        for n in batch or (batches if dry_run else DEFAULT_BATCHES)
+                    ],
                     new_tokens,
                     data is not None,
                     repeats,
-                    peer_python or sys.executable,
+                    *peer_options,
                 ):
                     on = stamp(device_name(torch.device("cpu")), dry_run)
                     full = {**dict.fromkeys(LATENCY_COLUMNS, ""), **row, "shape": label}
@@ -269,6 +215,11 @@ def main(
         _print(console, rows)
     if latencies:
         print_latencies(console, latencies)
+
+
+def vocabulary_of(checkpoint: Path) -> int:
+    """Vocabulary size of a checkpoint."""
+    return int(json.loads((checkpoint / "config.json").read_text())["vocab_size"])
 
 
 def _prompts_of(
@@ -297,7 +248,7 @@ def _measure(
     batches: list[int],
     sizes: dict[str, int],
     repeats: int,
-    python: str,
+    peer_options: tuple[str, Path, float],
     bar: Progress,
     folder: Path,
 ) -> Iterator[Row]:
@@ -308,8 +259,9 @@ def _measure(
         bar.update(task, description=f"peers, {checkpoint.name}")
         cases = [{"batch": n, **sizes} for n in batches]
         cases.append({"batch": min(8, max(batches)), "prompt": 128, "new_tokens": 1})
-        python = python or sys.executable
-        for row in peer_rows(checkpoint, kinds or list(KINDS), cases, repeats, python):
+        vocabulary = vocabulary_of(checkpoint)
+        how = (vocabulary, cases, repeats, *peer_options)
+        for row in peer_rows(checkpoint, kinds or list(KINDS), *how):
             yield {"group": "peers", **row}
     if "memory" in groups:
         yield {"group": "memory", **memory_row(checkpoint)}

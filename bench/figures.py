@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import cost_model_plot, cpu_plot, scaling_plot
+from bench import cost_model_plot, cpu_plot, depths_plot, latency_plot, scaling_plot
 from bench.results_file import read
 from dynkern.evaluation.report import plot_curve
 
@@ -36,6 +36,8 @@ def draw_eval(rows: Rows, target: Path) -> None:
 FIGURES: dict[str, Callable[[Rows, Path], None]] = {
     "eval": draw_eval,
     "cpu": cpu_plot.draw,
+    "end_to_end": latency_plot.draw,
+    "depths": depths_plot.draw,
     "cost_model": cost_model_plot.draw,
     "scaling": scaling_plot.draw,
 }

@@ -1,7 +1,8 @@
-"""python -m bench.keep_eval OUTPUT MODEL DATA: append a `dynkern eval` result to bench/results.
+"""python -m bench.keep_eval OUTPUT MODEL DATA [FOLDER]: append a `dynkern eval` result to FOLDER.
 
 OUTPUT is the folder that eval wrote; MODEL and DATA name in words what it ran on, since paths of
-somebody's machine say nothing. Rows go to bench/results/eval.csv, the plot beside it.
+somebody's machine say nothing: of a path only the last part is kept. Rows go to FOLDER/eval.csv
+(bench/results by default), the plot beside it.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ COLUMNS = (
 
 def main(arguments: list[str]) -> int:
     """Keep one result; 2 on bad arguments."""
-    if len(arguments) != 3 or not (Path(arguments[0]) / "results.json").is_file():
-        print("keep_eval: expected OUTPUT (with results.json), MODEL, DATA", file=sys.stderr)
+    if len(arguments) not in (3, 4) or not (Path(arguments[0]) / "results.json").is_file():
+        print(
+            "keep_eval: expected OUTPUT (with results.json), MODEL, DATA, [FOLDER]", file=sys.stderr
+        )
         return 2
-    output, model, data = Path(arguments[0]), *arguments[1:]
+    output, model, data = Path(arguments[0]), *(Path(word).name for word in arguments[1:3])
+    folder = Path(arguments[3]) if len(arguments) == 4 else RESULTS
     content = json.loads((output / "results.json").read_text(encoding="utf-8"))
     meta = content["meta"]
     on = {
@@ -60,8 +64,8 @@ def main(arguments: list[str]) -> int:
         }
         for run in content["runs"]
     ]
-    append(RESULTS / "eval.csv", rows)
-    shutil.copy(output / "curve.png", RESULTS / "eval.png")
+    append(folder / "eval.csv", rows)
+    shutil.copy(output / "curve.png", folder / "eval.png")
     return 0
 
 

@@ -3,11 +3,12 @@
 Every engine (dynkern under each policy, a model of fewer layers, transformers eager and compiled,
 OpenVINO, CTranslate2) answers the same fresh prompts in the same rounds, in turn. A token counts
 from when the caller has it; tokens that come together share the wait for them evenly. An engine
-that does not load, or fails, is a row that says why.
+that does not load, fails, or takes too long (to compile, say) is a row that says why.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.peers import Engine
+from bench.engines import Engine
 from dynkern.evaluation.load_meter import LOAD_LIMIT
 from dynkern.evaluation.timing import Spread
 
@@ -29,6 +30,12 @@ COLUMNS = (
     *("peak_memory_bytes", "mean_tokens", "warm_up", "rounds"),
     *("loaded", "foreign_load", "engine_version", "note"),
 )
+# engines by default: each precision beside dynkern's own full depth in it
+DEFAULT_KINDS = (
+    *("dynkern-bfloat16", "openvino-bfloat16", "hf-bfloat16", "hf_static-bfloat16"),
+    *("dynkern-int8", "openvino-int8", "ctranslate2-int8"),
+)
+DEFAULT_BATCHES = (1, 8)
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 # tries for a quiet run before a loaded one is kept and marked
 TRIES = 4
@@ -36,11 +43,15 @@ TRIES = 4
 
 @dataclass
 class Entrant:
-    """One engine under one policy, and what its runs gave; the lists hold one entry a round."""
+    """One engine under one policy, and what its runs gave; the lists hold one entry a round.
+
+    smaller: the worker's model is one of fewer layers, `policy` its name, and all of them run.
+    """
 
     kind: str
     policy: str
     worker: Engine
+    smaller: bool = False
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     times: list[list[list[float]]] = field(default_factory=list)
@@ -57,8 +68,8 @@ class Entrant:
 
     def run(self, prompts: list[list[int]], new_tokens: int, natural: bool) -> Row:
         """One answer of the worker; a failure stays with the entrant."""
-        how = {"policy": self.policy if self.kind.startswith("dynkern") else "full"}
-        done = self.worker.answer(prompts, new_tokens, natural=natural, **how)
+        policy = "full" if self.smaller else self.policy
+        done = self.worker.answer(prompts, new_tokens, natural=natural, policy=policy)
         self.obstacle = done.get("reason")
         return done
 
@@ -101,18 +112,22 @@ def compare(
 
     speedup: tokens a second over those of dynkern's full depth in the same dtype, within rounds.
     """
-    prompts = fresh()
+    rounds = [fresh() for _ in range(1 + repeats)]
+    # the longest first, not timed: what compiles for a length has then done so
+    rounds.sort(key=lambda prompts: -max(map(len, prompts)))
     for entrant in entrants:
-        entrant.warm_up = float(entrant.run(prompts, new_tokens, natural).get("seconds", 0.0))
-    for _ in range(repeats):
-        prompts = fresh()
-        for entrant in entrants:
+        entrant.warm_up = float(entrant.run(rounds[0], new_tokens, natural).get("seconds", 0.0))
+    timed = rounds[1:]
+    for number, prompts in enumerate(timed):
+        # in another order each, since what ran before leaves its data in the caches
+        for entrant in random.Random(number).sample(list(entrants), len(entrants)):
             if entrant.obstacle is None:
                 _one_round(entrant, prompts, new_tokens, natural)
+    lengths = [len(prompt) for prompts in timed for prompt in prompts]
     for entrant in entrants:
         base = _base_of(entrant, entrants)
         row = {"engine": entrant.kind, "policy": entrant.policy, "dtype": entrant.dtype}
-        row |= {"batch": len(prompts), "prompt": round(sum(map(len, prompts)) / len(prompts))}
+        row |= {"batch": len(timed[0]), "prompt": round(sum(lengths) / len(lengths))}
         row |= {"new_tokens": new_tokens, "lengths": "natural" if natural else "forced"}
         if entrant.obstacle is not None:
             yield {**row, "note": entrant.obstacle}
@@ -186,9 +201,11 @@ def latency_rows(
     natural: bool,
     repeats: int,
     python: str,
+    converted: Path,
+    limit: float,
 ) -> Iterator[Row]:
     """Rows of every case. smaller: checkpoints of fewer layers by name, run at their full depth;
-    cases: each makes the prompts of a round.
+    cases: each makes the prompts of a round; converted, limit: of `Engine`.
     """
     workers: list[Engine] = []
     entrants: list[Entrant] = []
@@ -198,16 +215,16 @@ def latency_rows(
             places = {"": checkpoint, **(smaller if own else {})}
             for name, place in places.items():
                 local = own or kind.startswith("hf")  # transformers is a dependency of dynkern's
-                worker = Engine(kind, place, sys.executable if local else python)
+                worker = Engine(kind, place, sys.executable if local else python, converted, limit)
                 workers.append(worker)
                 if worker.obstacle is not None:
                     note = {"note": worker.obstacle, "policy": name or "full"}
                     yield {"engine": kind, "dtype": kind.partition("-")[2], **note}
                     continue
                 several = policies if own and not name else [name or "full"]
-                entrants += [Entrant(kind, policy, worker) for policy in several]
+                entrants += [Entrant(kind, policy, worker, bool(name)) for policy in several]
         for fresh in cases:
-            again = [Entrant(e.kind, e.policy, e.worker) for e in entrants]
+            again = [Entrant(e.kind, e.policy, e.worker, e.smaller) for e in entrants]
             yield from compare(again, fresh, new_tokens, natural, repeats)
     finally:
         for worker in workers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -49,3 +49,22 @@ def padded(prompts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
     ids = [[PAD] * (longest - len(p)) + p for p in prompts]
     mask = [[0] * (longest - len(p)) + [1] * len(p) for p in prompts]
     return ids, mask
+
+
+def first_steps(sizes: Sequence[int], lengths: Sequence[int]) -> list[int]:
+    """The step that gave each row its first token, where rows start in order and have a token in
+    every step from then on. sizes: tokens of each step; lengths: of each row. ValueError where
+    they do not fit each other.
+    """
+    first: list[int] = []
+    left = list(lengths)
+    for step, size in enumerate(sizes):
+        running = [row for row in range(len(first)) if left[row]]
+        fresh = range(len(first), len(first) + size - len(running))
+        first += [step] * len(fresh)
+        for row in [*running, *fresh]:
+            if row < len(left):
+                left[row] -= 1
+    if len(first) != len(lengths) or any(left):
+        raise ValueError(f"sizes: got {list(sizes)}, expected steps of rows of {list(lengths)}")
+    return first

@@ -25,7 +25,13 @@ LABELS = {
     "threads": "threads",
 }
 LOGARITHMIC = ("rows", "vocabulary")
-HELD = ("layers", "rows", "length", "vocabulary", "threads")
+HELD = {
+    "layers": "{} layers",
+    "rows": "{} rows",
+    "length": "{} entries",
+    "vocabulary": "vocabulary {}",
+    "threads": "{} threads",
+}
 
 
 def draw(rows: list[dict[str, str]], target: Path) -> None:
@@ -68,13 +74,15 @@ def _draw_axis(panel: Axes, axis: str, rows: list[dict[str, str]]) -> None:
             markerfacecolor="none",
             markeredgecolor=colour,
         )
+    if axis in ("layers", "threads"):
+        panel.set_xticks(sorted({int(row["value"]) for row in rows}))
     if axis in LOGARITHMIC:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
     else:
         panel.set_ylim(bottom=0)
     held = {key: {row[key] for row in rows} for key in HELD if key != axis}
-    fixed = [f"{next(iter(v))} {k}" for k, v in held.items() if len(v) == 1]
+    fixed = [HELD[key].format(next(iter(v))) for key, v in held.items() if len(v) == 1]
     panel.set_title(", ".join(fixed[:2]) + "\n" + ", ".join(fixed[2:]), fontsize=7)
     panel.set_xlabel(LABELS[axis])
     panel.grid(alpha=0.25)

@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 import dynkern
-from bench import end_to_end, peers
+from bench import end_to_end, engines, latency, latency_plot, peer_rows, peer_runs
 from support.benches import invoke
 
 
@@ -92,6 +92,7 @@ def test_own_cases_carry_their_possible_time(rows):
         ("--batch", "0", "--batch: got 0, expected more"),
         ("--new-tokens", "1", "--new-tokens: got 1, expected more"),
         ("--repeats", "0", "--repeats: got 0, expected more"),
+        ("--limit", "0", "--limit: got 0, expected more than 0 seconds"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path, capfd, argument, value, message):
@@ -102,6 +103,101 @@ def test_bad_arguments_are_one_line(tmp_path, capfd, argument, value, message):
 
 
 def test_a_worker_that_dies_says_so(tmp_path):
-    engine = peers.Engine("dynkern-float32", tmp_path / "nowhere", sys.executable)
+    engine = engines.Engine("dynkern-float32", tmp_path / "nowhere", sys.executable)
     assert engine.obstacle and "nowhere" in engine.obstacle
     engine.close()
+
+
+def test_a_worker_that_takes_too_long_is_ended_and_says_so(tmp_path):
+    engine = engines.Engine("dynkern-float32", tmp_path, sys.executable, limit=0.01)
+    assert engine.obstacle == "dynkern-float32: no answer within 0.01 s, given up"
+    # asked again it says the same, and its process is gone
+    assert engine.answer([[2, 5]], 2)["reason"] == engine.obstacle
+    engine.close()
+
+
+SIZES = {"batch": 1, "prompt": 4, "new_tokens": 2}
+
+
+class Stub:
+    """An engine that answers from a script: seconds of each run, or a reason."""
+
+    version = "1"
+
+    def __init__(self, *script):
+        self.script, self.asked = list(script), []
+
+    def answer(self, prompts, new_tokens, **how):
+        self.asked.append(prompts)
+        said = self.script.pop(0)
+        if isinstance(said, str):
+            return {"reason": said}
+        times = [[said * (i + 1) / new_tokens for i in range(new_tokens)] for _ in prompts]
+        return {"seconds": said, "times": times, "foreign": 0.0, "peak": 7}
+
+    def run(self, **sizes):
+        said = self.script.pop(0)
+        return {"reason": said} if isinstance(said, str) else {"seconds": said, "foreign": 0.0}
+
+
+def test_an_engine_that_fails_later_is_a_row_and_the_others_go_on():
+    kept, lost = Stub(9.0, 1.0, 1.0), Stub(9.0, 1.0, "out of memory")
+    rows = list(peer_rows.compare_engines({"a-x": kept, "b-x": lost}, SIZES, 320, 2))
+    by_engine = {row["engine"]: row for row in rows}
+    assert by_engine["a-x"]["seconds"] == 1.0
+    assert by_engine["b-x"] == {"engine": "b-x", "note": "out of memory"}
+
+
+def test_latencies_of_a_run_and_the_reason_of_a_failure():
+    lengths = iter([3, 5, 4])
+    good, bad = Stub(8.0, 2.0, 2.0), Stub(8.0, 4.0, "too long")
+    entrants = [
+        latency.Entrant("dynkern-float32", "full", good),
+        latency.Entrant("hf_static-float32", "full", bad),
+    ]
+    rows = list(latency.compare(entrants, lambda: [[2] * next(lengths)], 4, False, 2))
+    # the longest prompt is the one that is not timed
+    assert [len(prompts[0]) for prompts in good.asked] == [5, 4, 3]
+    assert rows[0]["first_p50"] == rows[0]["token_p99"] == 0.5
+    assert rows[0]["warm_up"] == 8.0 and rows[0]["speedup"] == 1.0 and rows[0]["rounds"] == 2
+    assert rows[1]["note"] == "too long" and "seconds" not in rows[1]
+
+
+def test_rows_that_a_scheduler_lets_in_later_have_their_first_token_later():
+    assert peer_runs.first_steps([2, 2, 2], [3, 3]) == [0, 0]
+    # the second row comes a step later, and the first ends before it
+    assert peer_runs.first_steps([1, 2, 1, 1], [2, 3]) == [0, 1]
+    with pytest.raises(ValueError, match="expected steps of rows of"):
+        peer_runs.first_steps([1, 1, 2, 2], [3, 3])
+
+
+@pytest.fixture(scope="module")
+def latencies(tmp_path_factory):
+    """transformers on a static cache, compiled, beside dynkern, one row and two."""
+    folder = tmp_path_factory.mktemp("latency")
+    result = _invoke(
+        *("--output", str(folder), "--dry-run", "--group", "latency"),
+        *("--kind", "dynkern-float32", "--kind", "hf_static-float32", "--kind", "openvino-int8"),
+    )
+    assert result.exit_code == 0, result.output
+    with (folder / "end_to_end.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_a_static_cache_compiles_and_answers_for_each_number_of_rows(latencies):
+    compiled = [r for r in latencies if r["engine"] == "hf_static-float32"]
+    assert [(r["batch"], r["rounds"], r["note"]) for r in compiled] == [
+        ("1", "1", ""),
+        ("2", "1", ""),
+    ]
+
+
+@pytest.mark.slow
+def test_latencies_stand_beside_full_depth_and_a_smaller_model(latencies, tmp_path):
+    own = [r for r in latencies if r["engine"] == "dynkern-float32" and r["batch"] == "2"]
+    assert [r["policy"] for r in own] == ["full", "uniform:2", "early_exit:1", "2-layer model"]
+    assert all(float(r["speedup"]) > 0 and not r["note"] for r in own)
+    rows = [{**row, "dry_run": "0"} for row in latencies]
+    latency_plot.draw(rows, tmp_path / "end_to_end.png")
+    assert (tmp_path / "end_to_end.png").read_bytes()[:4] == b"\x89PNG"
