@@ -1,9 +1,9 @@
 """python -m bench.scheduling --output DIR: refilled slots against static batches, cohort and fifo.
 
-The same requests in turn (A B A B …), runs under load rejected. Lengths are those at which the
-model ends on its own (--model with --data), or geometric ones on fresh random prompts; they are
-forced, so that both sides do the same work. Possible times come of parts measured in the same
-rounds. Rows go to DIR/scheduling.csv as they come.
+The same requests in turn (A B A B …), runs under load rejected. Lengths are those at which a model
+ends on its own on --data (--model, or --lengths-of for a shape), or geometric ones on fresh random
+prompts; they are forced, so that both sides do the same work. Possible times come of parts
+measured in the same rounds. Rows go to DIR/scheduling.csv as they come.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from dynkern.llm import LLM
 from dynkern.machine import device_name
 
 GROUPS = ("continuous", "cohort")
+# of routes: one, two depths, three nested ones, every depth, random layers
+MIXES = ("uniform", "bimodal", "nested", "spread", "random")
 GENERATIONS = 16  # requests for each slot, unless the data has fewer
 PROMPT = (8, 64)  # tokens of random prompts
 # what a row must reach as a whole run: refilled slots against static batches; cohort against fifo
-# where measured costs promise as much, and where they do not
+# where measured costs promise as much of a whole run, prefill included, and where they do not
 CONTINUOUS_GAIN, COHORT_GAIN, NO_LOSS = 1.3, 1.15, 0.98
 Row = dict[str, Any]
 
@@ -92,11 +94,22 @@ def natural_work(llm: LLM, data: str, template: str, count: int, longest: int, b
     return Work(prompts, lengths, f"natural, mean {mean:.1f} of at most {longest}")
 
 
-class Bench:
-    """One model at one batch size."""
+def lengths_of(llm: LLM, other: LLM, work: Work) -> Work:
+    """Work of another model for this one: prompts as long, of fresh ids, and as many new tokens."""
+    draw = random.Random(0)
+    ids = range(4, llm.spec.vocab_size)
+    prompts = [[llm.spec.bos_token_id, *draw.choices(ids, k=len(p) - 1)] for p in work.prompts]
+    return Work(prompts, work.new_tokens, f"{work.lengths}, of {Path(other.engine.name).name}", ids)
 
-    def __init__(self, llm: LLM, work: Work, batch: int, repeats: int) -> None:
+
+class Bench:
+    """One model at one batch size. mixes: names of those of MIXES to measure, () for all."""
+
+    def __init__(
+        self, llm: LLM, work: Work, batch: int, repeats: int, mixes: Sequence[str] = ()
+    ) -> None:
         self.llm, self.work, self.batch, self.repeats = llm, work, batch, repeats
+        self.mixes = mixes
 
     def run(self, policy: Any, schedule: str, static: bool = False) -> Callable[[], Ran]:
         """A case: all requests at once, or batch after batch."""
@@ -140,7 +153,8 @@ class Bench:
         timings = interleave(cases, self.repeats)
         cost = calibration.model(timings)
         unmeasured, measured = (self._choice(choice, model) for model in (None, cost))
-        return {**_ratios(timings), **_possible(timings, cost), **unmeasured, **measured}
+        row = {**_ratios(timings), **_possible(timings, cost), **unmeasured, **measured}
+        return {**row, **_promised(timings, row["expected_measured"])}
 
     def _probe(self, length: int) -> EngineProbe:
         """Rows of the data's prompts; of noise where prompts are noise."""
@@ -200,6 +214,14 @@ def _possible(timings: Timings[Any], cost: CostModel) -> Row:
     return {"predicted_decode": possible["base"] / possible["other"], **row}
 
 
+def _promised(timings: Timings[Any], gain: float | str) -> Row:
+    """Of whole runs, if decoding gains as much as costs promise and the rest stays as it is."""
+    decode = Spread.of(timings["base"].each(lambda ran: ran.seconds_decode)).median
+    whole = timings["base"].spread.median
+    promised = "" if gain == "" else whole / (whole - decode + decode / float(gain))
+    return {"base_seconds_decode": decode, "promised": promised}
+
+
 def continuous(bench: Bench) -> Iterator[Row]:
     """Slots refilled as rows end, against batches that wait for their last row."""
     base, other = bench.run("full", "fifo", static=True), bench.run("full", "fifo")
@@ -215,14 +237,16 @@ def cohort(bench: Bench) -> Iterator[Row]:
         return Routes([routes.uniform(layers, budget) for budget in picked])
 
     quarter, half = max(1, layers // 4), max(1, layers // 2)
-    mixes = {
-        f"uniform:{half}": f"uniform:{half}",
-        f"bimodal {quarter} and {layers}": table([quarter, layers]),
-        f"nested {quarter}, {half} and {layers}": table([quarter, half, layers]),
-        f"spread 1..{layers}": table(range(1, layers + 1)),
-        f"random:{half}": f"random:{half}",
-    }
-    for name, policy in mixes.items():
+    mixes = (
+        (f"uniform:{half}", f"uniform:{half}"),
+        (f"bimodal {quarter} and {layers}", table([quarter, layers])),
+        (f"nested {quarter}, {half} and {layers}", table([quarter, half, layers])),
+        (f"spread 1..{layers}", table(range(1, layers + 1))),
+        (f"random:{half}", f"random:{half}"),
+    )
+    for kind, (name, policy) in zip(MIXES, mixes, strict=True):
+        if bench.mixes and kind not in bench.mixes:
+            continue
         base, other = bench.run(policy, "fifo"), bench.run(policy, "cohort")
         compared = bench.compare(base, other, bench.auto(policy))
         yield {"case": f"fifo / cohort, {name}", **compared}
@@ -232,7 +256,7 @@ def wanted(row: Row) -> float:
     """The speed-up that a row must reach."""
     if row["group"] == "continuous":
         return CONTINUOUS_GAIN
-    promised = row["expected_measured"]
+    promised = row["promised"]
     return COHORT_GAIN if promised != "" and promised >= COHORT_GAIN else NO_LOSS
 
 
@@ -247,9 +271,13 @@ _RUN = {"continuous": continuous, "cohort": cohort}
 def main(
     output: Annotated[Path, typer.Option(help="Folder for scheduling.csv.")],
     group: Annotated[list[str] | None, typer.Option(help="continuous, cohort; repeat it.")] = None,
+    mix: Annotated[list[str] | None, typer.Option(help=f"{', '.join(MIXES)}; repeat it.")] = None,
     shape: Annotated[list[str] | None, typer.Option(help="125m, 350m-wide or 1.3b.")] = None,
     model: Annotated[str | None, typer.Option(help="A checkpoint instead of a shape.")] = None,
     data: Annotated[str | None, typer.Option(help="Prompts for --model.")] = None,
+    lengths_of_: Annotated[
+        str | None, typer.Option("--lengths-of", help="Checkpoint whose lengths on --data to take.")
+    ] = None,
     template: Annotated[str, typer.Option(help="alpaca or plain, for --data.")] = "plain",
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, int8.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Rows; repeat it.")] = None,
@@ -261,12 +289,15 @@ def main(
     """Measure the groups asked for (all by default) and append them to OUTPUT/scheduling.csv."""
     shapes = [model] if model else ["tiny"] if dry_run else shape or ["125m"]
     check_each("group", group or [], GROUPS)
+    check_each("mix", mix or [], MIXES)
     check_each("dtype", dtype or [], ("float32", "bfloat16", "int8"))
     check_each("template", [template], tuple(TEMPLATES))
     if not model:
         check_each("shape", shapes, tuple(SHAPES))
-        if data:
-            refuse("--data: got it without --model, expected a checkpoint with a tokenizer")
+        if data and not lengths_of_:
+            refuse("--data: got it without --model or --lengths-of, expected a checkpoint")
+    if lengths_of_ and (model or not data):
+        refuse("--lengths-of: expected --data with it, and no --model")
     numbers = {"batch": batch or [], "requests": [requests] if requests is not None else []}
     for name, values in {**numbers, "repeats": [repeats], "new-tokens": [new_tokens]}.items():
         for value in values:
@@ -285,11 +316,15 @@ def main(
                 for size in batches:
                     bar.update(task, description=f"{Path(name).name}, {format}, {size} rows")
                     count = requests or GENERATIONS * size
-                    if data:
+                    if data and lengths_of_:
+                        other = LLM(lengths_of_)
+                        work = natural_work(other, data, template, count, new_tokens, size)
+                        work = lengths_of(llm, other, work)
+                    elif data:
                         work = natural_work(llm, data, template, count, new_tokens, size)
                     else:
                         work = random_work(llm, count, new_tokens)
-                    bench = Bench(llm, work, size, repeats)
+                    bench = Bench(llm, work, size, repeats, mix or ())
                     on = {"model": Path(name).name, "dtype": format, "batch": size}
                     on |= {"requests": len(work.prompts), "lengths": work.lengths}
                     for kind in group or GROUPS:
@@ -304,15 +339,17 @@ def main(
 
 def _print(done: list[Row]) -> None:
     table = Table(title="bench.scheduling")
-    for column in ("model", "dtype", "batch", "case", "seconds", "speedup", "decode", "possible"):
+    for column in ("model", "dtype", "batch", "case", "seconds", "speedup", "promised", "decode"):
         table.add_column(column, overflow="fold")
-    table.add_column("promised")
+    table.add_column("possible")
+    table.add_column("decode promised")
     table.add_column("auto")
     for row in done:
         table.add_row(
             *(str(row[key]) for key in ("model", "dtype", "batch", "case")),
             f"{row['seconds']:.3f}",
             f"{row['speedup']:.3f}",
+            f"{row['promised']:.3f}" if row["promised"] != "" else "",
             f"{row['speedup_decode']:.3f}",
             f"{row['predicted_decode']:.3f}",
             f"{row['expected_measured']:.3f}" if row["expected_measured"] != "" else "",

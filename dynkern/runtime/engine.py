@@ -58,8 +58,8 @@ class RunOptions:
 
     schedule: "fifo", "cohort" (equal and nested routes together) or "auto", which asks the cost
     model. prefill_tokens: prompts prefilled at a time while rows decode. max_wait: passes after
-    which whoever was overtaken goes first. prompt_bytes: prefilled prompts kept at most for
-    requests that still wait.
+    which whoever was overtaken goes ahead of those who were not. prompt_bytes: prefilled prompts
+    kept at most for requests that still wait.
     """
 
     batch_size: int = 8

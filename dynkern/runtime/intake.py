@@ -73,14 +73,13 @@ class Intake:
             check(self.engine.weights, self.engine.name)
             self._checked[id(policy)] = policy
 
-    def plan(
-        self, entries: Sequence[Waiting], prompts: Mapping[PromptKey, PrefilledPrompt]
-    ) -> None:
-        """Give a route to those that have none yet and whose prompts are prefilled."""
-        self._plan(
-            [e for e in entries if e.group[0] is None and e.route is None and e.prompt in prompts],
-            prompts,
-        )
+    def plan(self, entries: Sequence[Waiting], prompts: Mapping[PromptKey, PrefilledPrompt]) -> int:
+        """Give a route to those that have none yet and whose prompts are prefilled; how many."""
+        able = [
+            e for e in entries if e.group[0] is None and e.route is None and e.prompt in prompts
+        ]
+        self._plan(able, prompts)
+        return len(able)
 
     def _plan(
         self, entries: Sequence[Waiting], prompts: Mapping[PromptKey, PrefilledPrompt]

@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrefilledPrompt:
-    """hidden: [E] final state of the last token. keys, values: [L, n, H, Dh] of the n tokens."""
+    """hidden: [E] final state of the last token. keys, values: [L, n, H, Dh] of the n tokens.
+    greedy: the token that the head finds most likely next, None where nobody asked.
+    """
 
     hidden: Tensor
     keys: Tensor
     values: Tensor
+    greedy: int | None = None
 
     @property
     def nbytes(self) -> int:
-        """Of all three."""
+        """Of the tensors."""
         return sum(t.numel() * t.element_size() for t in (self.hidden, self.keys, self.values))
 
     def clone(self) -> PrefilledPrompt:
@@ -35,7 +38,7 @@ class PrefilledPrompt:
         keys, values = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in self._kv)
         layers = range(len(keys))
         copy_kv(self._kv, (keys, values), layers, layers)
-        return PrefilledPrompt(self.hidden.clone(), keys, values)
+        return PrefilledPrompt(self.hidden.clone(), keys, values, self.greedy)
 
     @property
     def _kv(self) -> tuple[Tensor, Tensor]:
@@ -90,17 +93,21 @@ class Prefiller:
         self.held = PromptStore(options.prompt_bytes)
 
     def prefilled(
-        self, chosen: Sequence[Waiting], scheduler: Scheduler, stats: RunStats
+        self,
+        chosen: Sequence[Waiting],
+        upcoming: Iterable[Waiting],
+        scheduler: Scheduler,
+        stats: RunStats,
     ) -> dict[PromptKey, PrefilledPrompt]:
         """The prompts of those chosen, who wait no longer: taken from the store, or prefilled.
 
-        What is left of prefill_tokens goes to the prompts of those that come next: one prefill of
-        many costs less than many of one.
+        What is left of prefill_tokens goes to the prompts of those upcoming, in that order: one
+        prefill of many costs less than many of one.
         """
         prompts = {e.prompt: self.held[e.prompt] for e in chosen if e.prompt in self.held}
         missing = {entry.prompt: entry for entry in chosen if entry.prompt not in prompts}
         if missing:
-            missing.update(self._ahead(missing, scheduler))
+            missing.update(self._ahead(missing, upcoming))
             for entry, prompt in self._prefill(list(missing.values()), stats):
                 prompts[entry.prompt] = prompt
                 if scheduler.wants(entry.prompt):
@@ -124,20 +131,29 @@ class Prefiller:
         )
         stats.prefilled += state.bounds[-1]
         spans = [slice(*pair) for pair in zip(state.bounds, state.bounds[1:], strict=False)]
+        tokens = self._greedy(entries, state.hidden)
         return [
-            (entry, PrefilledPrompt(hidden, state.keys[:, span], state.values[:, span]))
-            for entry, hidden, span in zip(entries, state.hidden, spans, strict=True)
+            (entry, PrefilledPrompt(hidden, state.keys[:, span], state.values[:, span], token))
+            for entry, hidden, span, token in zip(entries, state.hidden, spans, tokens, strict=True)
         ]
 
+    def _greedy(self, entries: Sequence[Waiting], hidden: Tensor) -> list[int] | list[None]:
+        """First tokens if one of the entries begins with the most likely one. The head reads its
+        weights once for all of them, not at every admission.
+        """
+        if self.options.picker is None and any(e.group[1].is_greedy for e in entries):
+            return self.engine.executor.head.argmax(hidden, None)[0].tolist()
+        return [None] * len(entries)
+
     def _ahead(
-        self, missing: Mapping[PromptKey, Waiting], scheduler: Scheduler
+        self, missing: Mapping[PromptKey, Waiting], upcoming: Iterable[Waiting]
     ) -> dict[PromptKey, Waiting]:
-        """Prompts of those that come next, as far as prefill_tokens and the store reach."""
+        """Prompts of those upcoming, as far as prefill_tokens and the store reach."""
         tokens = sum(len(entry.request.prompt_ids) for entry in missing.values())
         spec, room = self.engine.spec, self.held.room
         each = 2 * spec.num_layers * spec.hidden_size * self.engine.executor.dtype.itemsize
         found: dict[PromptKey, Waiting] = {}
-        for entry in scheduler:
+        for entry in upcoming:
             if any(entry.prompt in known for known in (missing, found, self.held)):
                 continue
             count = len(entry.request.prompt_ids)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dynkern.runtime.batch import DecodeBatch
+from dynkern.runtime.prefiller import PrefilledPrompt
 from dynkern.runtime.request import Completion
 from dynkern.runtime.sampling import TokenPicker
 from dynkern.runtime.scheduler import Waiting
@@ -56,19 +57,27 @@ class Group:
         self.eos_ids = list(self.eos_ids)
         self.eos_ids[slot] = frozenset() if request.force_length else request.eos_token_ids
 
-    def first_tokens(self, rows: Sequence[Row], hidden: Tensor) -> list[tuple[int, int]]:
-        """Slots and first tokens of rows just admitted; hidden: [n, E] of their prompts."""
-        batch, device = self.batch, hidden.device
-        slots = torch.tensor([row.slot for row in rows], device=device)
+    def first_tokens(
+        self, rows: Sequence[Row], prompts: Sequence[PrefilledPrompt]
+    ) -> list[tuple[int, int]]:
+        """Slots and first tokens of rows just admitted, one prompt each."""
+        batch, device = self.batch, self.batch.token.device
+        slots = [row.slot for row in rows]
+        at = torch.tensor(slots, device=device)
+        tokens = [prompt.greedy for prompt in prompts]
+        if self.picker.is_greedy and None not in tokens:
+            batch.token[at] = torch.tensor(tokens, device=device)
+            return list(zip(slots, tokens, strict=True))
         request = torch.tensor([row.entry.request.id for row in rows], device=device)
+        hidden = torch.stack([prompt.hidden for prompt in prompts])
         step = torch.zeros_like(request)
-        token = self.picker.pick(hidden, None, slots.to(torch.int32), request, step)
-        batch.token[slots] = token
+        token = self.picker.pick(hidden, None, at.to(torch.int32), request, step)
+        batch.token[at] = token
         fresh = torch.zeros_like(batch.alive)
-        fresh[slots] = True
+        fresh[at] = True
         # admitted rows stand at the first generated token
         self.picker.note(fresh, batch.position - 1, batch.token)
-        return list(zip(slots.tolist(), token.tolist(), strict=True))
+        return list(zip(slots, token.tolist(), strict=True))
 
     def retire(self, row: Row) -> None:
         """Let a row go."""

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from dynkern.cost import CostModel, PassCount
 from dynkern.routes import TokenProgram
+from dynkern.runtime.likeness import Likeness
 from dynkern.runtime.request import Request, SamplingParams
 
 SCHEDULES = ("auto", "fifo", "cohort")
-# requests that a schedule may put in another order at a time, for each slot: eight generations of
-# rows are enough to fill batches of one depth, and bound how long the last of them waits
-POOL_GENERATIONS = 8
+# requests that a schedule may put in another order at a time, for each slot. Batches of one depth
+# give way to those of another about once in a pool, and are mixed until the last long row has
+# ended: 8 generations lost a quarter of what two depths gain. max_wait bounds the waiting
+POOL_GENERATIONS = 32
 # requests that the cost model looks at, for each slot and at most
 SAMPLED_GENERATIONS, MOST_SAMPLED = 32, 512
 # the prediction must promise this much before rows leave their order
@@ -83,8 +85,11 @@ class Company:
         rows = list(rows)
         if not rows:
             return cls()
-        groups = Counter(row.group for row in rows)
-        group = max(groups, key=lambda key: groups[key])
+        group = rows[0].group
+        # mostly they are one object, and hashing them all costs more than the choice that follows
+        if any(row.group is not group for row in rows):
+            groups = Counter(row.group for row in rows)
+            group = max(groups, key=lambda key: groups[key])
         union = 0
         for row in rows:
             if row.group == group:
@@ -98,14 +103,16 @@ class Scheduler:
     Requests with a deadline keep that order. Among others a choice is made within the pool: the
     first POOL_GENERATIONS of them for each slot, refilled once all have been admitted. fifo takes
     the first that can share passes with the rows that are live; cohort the one whose route adds
-    the fewest layers to their union, and of these the one that uses most of it. Whoever was
-    overtaken max_wait passes ago goes first.
+    the fewest layers to their union, and of these the one that uses most of it, so that it begins
+    with the deepest. Whoever was overtaken max_wait passes ago goes ahead of those who were not.
     """
 
     def __init__(self, schedule: str, slots: int, max_wait: int) -> None:
         self.schedule, self.max_wait = schedule, max_wait
         self._pool_size = POOL_GENERATIONS * slots
         self._pool: list[Waiting] = []
+        self._alike: Likeness | None = None
+        self._unknown: list[Waiting] | None = None
         self._queue: list[Waiting] = []
         self._prompts: Counter[PromptKey] = Counter()
 
@@ -115,6 +122,14 @@ class Scheduler:
     def __iter__(self) -> Iterator[Waiting]:
         """Those that may be chosen next, then the others in order."""
         yield from self._pool
+        yield from self._queue
+
+    def upcoming(self, company: Company) -> Iterator[Waiting]:
+        """As `iter`, those first that would be chosen beside this company as it is."""
+        if self.schedule != "cohort" or not self._pool or self._pool[0].order[0] < inf:
+            yield from self
+            return
+        yield from self._likeness().ranked(company)
         yield from self._queue
 
     def add(self, entries: Sequence[Waiting]) -> None:
@@ -132,6 +147,10 @@ class Scheduler:
             del self._queue[at]
         else:
             self._pool.remove(entry)
+            if self._alike is not None:
+                self._alike.remove(entry)
+            if not entry.is_known:
+                self._unknown = None
         self._prompts[entry.prompt] -= 1
         if not self._prompts[entry.prompt]:
             del self._prompts[entry.prompt]
@@ -146,8 +165,20 @@ class Scheduler:
             deadline = self._queue[0].order[0]
             same = [e for e in self._queue[: self._pool_size] if e.order[0] == deadline]
             self._pool = same
+            self.routes_changed()
             del self._queue[: len(same)]
         return self._pool
+
+    def unknown(self) -> Sequence[Waiting]:
+        """Those of the pool that have no route yet but will have one."""
+        pool = self.pool()
+        if self._unknown is None:
+            self._unknown = [entry for entry in pool if not entry.is_known]
+        return self._unknown
+
+    def routes_changed(self) -> None:
+        """Look at the pool's routes anew: for whoever gives them."""
+        self._alike = self._unknown = None
 
     def next(self, company: Company, now: int) -> Waiting | None:
         """Who should be admitted next, None where nobody waits. now: passes that have run."""
@@ -156,30 +187,36 @@ class Scheduler:
             return None
         if self._queue and self._queue[0].order[0] < pool[0].order[0]:
             return self._queue[0]
-        for entry in pool:
-            if entry.overtaken is not None and now - entry.overtaken >= self.max_wait:
-                return entry
-        if company.group is None or pool[0].order[0] < inf:
+        if pool[0].order[0] < inf:
             return pool[0]
-        if self.schedule != "cohort":
-            return next((e for e in pool if e.group == company.group), pool[0])
-        union = company.union
+        # those overtaken are the first of the pool, and the first of them was overtaken first
+        is_due = self._is_due(pool[0], now)
+        if self.schedule == "cohort":
+            return self._likeness().best(company, lambda e: not is_due or self._is_due(e, now))
+        if is_due or company.group is None:
+            return pool[0]
+        return next((e for e in pool if e.group == company.group), pool[0])
 
-        def misfit(entry: Waiting) -> tuple[bool, int, int]:
-            layers = entry.layers
-            added, unused = (layers & ~union).bit_count(), (union & ~layers).bit_count()
-            return entry.group != company.group, added, unused
+    def _is_due(self, entry: Waiting, now: int) -> bool:
+        return entry.overtaken is not None and now - entry.overtaken >= self.max_wait
 
-        return min(pool, key=misfit)
+    def _likeness(self) -> Likeness:
+        if self._alike is None:
+            self._alike = Likeness(self._pool)
+        return self._alike
 
     def admit(self, entry: Waiting, now: int) -> None:
         """Take the chosen one out; whom it overtakes counts the passes from now on."""
-        for other in self._pool:
-            if other is entry:
+        pool = self._pool
+        for at in range(bisect_left(pool, True, key=_never_overtaken), len(pool)):
+            if pool[at].order >= entry.order:
                 break
-            if other.overtaken is None and other.order < entry.order:
-                other.overtaken = now
+            pool[at].overtaken = now
         self.remove(entry)
+
+
+def _never_overtaken(entry: Waiting) -> bool:
+    return entry.overtaken is None
 
 
 def _order(entry: Waiting) -> tuple[float, int]:

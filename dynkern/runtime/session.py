@@ -269,17 +269,20 @@ class Session:
         chosen = self._choose()
         if not chosen:
             return []
-        prompts = self._prompts.prefilled(chosen, self._scheduler, self.stats)
+        company = Company.of([*(row.entry for row in self._rows.values()), *chosen])
+        upcoming = self._scheduler.upcoming(company)
+        prompts = self._prompts.prefilled(chosen, upcoming, self._scheduler, self.stats)
         self._intake.plan(chosen, prompts)
         if self.options.schedule != "fifo":
             # routes of those among whom it chooses next
-            self._intake.plan(self._scheduler.pool(), self._prompts.held)
+            if self._intake.plan(self._scheduler.unknown(), self._prompts.held):
+                self._scheduler.routes_changed()
         rows = [self._place(entry, prompts[entry.prompt]) for entry in chosen]
         tokens: dict[int, int] = {}
         for key in dict.fromkeys(entry.group for entry in chosen):
             own = [row for row in rows if row.entry.group == key]
-            hidden = torch.stack([prompts[row.entry.prompt].hidden for row in own])
-            tokens.update(self._groups[key].first_tokens(own, hidden))
+            states = [prompts[row.entry.prompt] for row in own]
+            tokens.update(self._groups[key].first_tokens(own, states))
         rows.sort(key=lambda row: row.entry.order[1])
         return [self._book(self._groups[r.entry.group], r, tokens[r.slot]) for r in rows]
 

@@ -48,6 +48,12 @@ def test_dry_run(tmp_path):
             assert float(row[key]) > 0
         assert {row["auto_roofline"], row["auto_measured"]} <= {"fifo", "cohort"}
         assert (row["expected_measured"] != "") == ("1" in row["case"] or "random" in row["case"])
+        assert (row["promised"] != "") == (row["expected_measured"] != "")
+        assert float(row["base_seconds"]) > float(row["base_seconds_decode"])
+        if row["promised"]:
+            # prefill gains nothing
+            gains = float(row["promised"]) - 1, float(row["expected_measured"]) - 1
+            assert gains[0] * gains[1] >= 0 and abs(gains[0]) <= abs(gains[1])
 
 
 def test_refilled_slots_need_fewer_passes(tmp_path):
@@ -72,6 +78,20 @@ def test_natural_lengths_of_a_model_on_data(tmp_path):
     assert f"static / continuous: {float(row['speedup']):.3f}, wanted 1.3: " in result.output
 
 
+def test_lengths_of_another_model(tmp_path):
+    other = save_checkpoint(tmp_path / "other", 4)
+    data = save_records(tmp_path / "data.jsonl", 7)
+    result = _invoke(
+        *("--output", str(tmp_path), "--dry-run", "--lengths-of", str(other), "--data", str(data)),
+        *("--batch", "2", "--group", "cohort", "--mix", "nested"),
+    )
+    assert result.exit_code == 0, result.output
+    (row,) = _rows(tmp_path)
+    assert row["requests"] == "7" and row["model"] == "tiny"
+    assert row["case"] == "fifo / cohort, nested 1, 2 and 4"
+    assert row["lengths"].startswith("natural, mean ") and row["lengths"].endswith(", of other")
+
+
 @pytest.mark.parametrize(
     ("group", "promised", "speedup", "least", "said"),
     [
@@ -85,7 +105,7 @@ def test_natural_lengths_of_a_model_on_data(tmp_path):
     ],
 )
 def test_verdict(group, promised, speedup, least, said):
-    row = {"group": group, "expected_measured": promised, "speedup": speedup}
+    row = {"group": group, "promised": promised, "speedup": speedup}
     assert (scheduling.wanted(row), scheduling.verdict(row)) == (least, said)
 
 
@@ -93,10 +113,12 @@ def test_verdict(group, promised, speedup, least, said):
     ("argument", "value", "message"),
     [
         ("--group", "speed", "--group: got 'speed', expected one of continuous, cohort"),
+        ("--mix", "zipf", "--mix: got 'zipf', expected one of uniform, bimodal"),
         ("--shape", "7b", "--shape: got '7b', expected one of tiny"),
         ("--dtype", "fp8", "--dtype: got 'fp8', expected one of float32"),
         ("--template", "chat", "--template: got 'chat', expected one of"),
-        ("--data", "x.jsonl", "--data: got it without --model"),
+        ("--data", "x.jsonl", "--data: got it without --model or --lengths-of"),
+        ("--lengths-of", "m", "--lengths-of: expected --data with it, and no --model"),
         ("--batch", "0", "--batch: got 0, expected more"),
         ("--requests", "0", "--requests: got 0, expected more"),
         ("--new-tokens", "3", "--new-tokens: got 3, expected more"),

@@ -184,6 +184,63 @@ def test_the_store_of_prompts_is_bounded_and_empties(llm):
         assert max(held) > 2 and held[-1] == 0
 
 
+def test_the_head_finds_the_first_tokens_of_a_prefill_at_once(llm, monkeypatch):
+    prompts = random_prompts(9, seed=4)
+    requests = [
+        Request(i * 10 + k, tuple(p), policy(f"uniform:{k}"), 6, frozenset([2]))
+        for i, p in enumerate(prompts)
+        for k in (2, 5)
+    ]
+    executor, prefills, asked = llm.engine.executor, [], []
+    prefill, argmax = executor.prefill, executor.head.argmax
+
+    def counting(prompts, routes=None):
+        prefills.append(len(prompts))
+        return prefill(prompts, routes)
+
+    def noting(hidden, n):
+        if n is None:  # passes say how many rows count
+            asked.append(len(hidden))
+        return argmax(hidden, n)
+
+    monkeypatch.setattr(executor, "prefill", counting)
+    monkeypatch.setattr(executor.head, "argmax", noting)
+    run = llm.engine.run(requests, RunOptions(3, prefill_tokens=40))
+    assert asked == prefills and sum(prefills) == 9 > len(prefills)
+    asked.clear()
+    sampled = [replace(r, sampling=SamplingParams(0.9, 40)) for r in requests]
+    llm.engine.run(sampled, RunOptions(3, prefill_tokens=40))
+    assert asked == []
+    monkeypatch.undo()
+    assert {c.request_id: c for c in run.completions} == alone(llm, requests, RunOptions())
+
+
+def test_a_prompt_prefilled_for_a_sampled_row_serves_a_greedy_one(llm):
+    requests = [
+        Request(i, (2, 9, 8), policy("full"), 6, frozenset(), sampling=sampling)
+        for i, sampling in enumerate([SamplingParams(0.9, 40), SamplingParams()])
+    ]
+    run = llm.engine.run(requests, RunOptions(1))
+    assert run.stats.prefilled == 3
+    assert {c.request_id: c for c in run.completions} == alone(llm, requests, RunOptions())
+
+
+def test_prompts_are_prefilled_in_the_order_in_which_a_cohort_takes_them(llm, monkeypatch):
+    requests = [
+        Request(i, (2, 5 + i, 9), policy(f"uniform:{1 + 5 * (i % 2)}"), 4, frozenset(), True)
+        for i in range(12)
+    ]
+    prefill, given = llm.engine.executor.prefill, []
+
+    def noting(prompts, routes=None):
+        given.append([ids[1] - 5 for ids in prompts])
+        return prefill(prompts, routes)
+
+    monkeypatch.setattr(llm.engine.executor, "prefill", noting)
+    llm.engine.run(requests, RunOptions(2, schedule="cohort", prefill_tokens=12))
+    assert given == [[1, 3, 5, 7], [9, 11, 0, 2], [4, 6, 8, 10]]
+
+
 class SeesState:
     """A planned policy that looks at the prompt's state."""
 
@@ -270,7 +327,7 @@ def test_groups_take_turns(llm):
 
 
 def test_nobody_waits_longer_than_the_bound(llm):
-    lengths = [9, 5, *[9] * 40]
+    lengths = [9, 5, *[9] * 80]
     deep = [Request(i, (2, 5), policy("full"), n, frozenset()) for i, n in enumerate(lengths)]
     shallow = Request(99, (2, 6), policy("uniform:1"), 3, frozenset(), True)
     requests = [*deep[:2], shallow, *deep[2:]]
@@ -286,5 +343,5 @@ def test_nobody_waits_longer_than_the_bound(llm):
     # a slot comes free every four passes; the first time it is overtaken
     assert begins(0) == 8
     assert begins(24) == 28
-    # the pool holds sixteen, and it goes last of them
-    assert begins(1000) == 56
+    # the pool holds 64, and it goes last of them
+    assert begins(1000) == 4 * (64 - 2)
