@@ -39,7 +39,9 @@ def draw(rows: Rows, target: Path) -> None:
     shown = [row for row in shown if (*_case(row), row["dtype"]) in bases]
     if not shown:
         raise ValueError("rows: none beside dynkern's full depth, expected bench.end_to_end's")
-    cases = list(dict.fromkeys(map(_case, shown)))
+    cases = sorted(
+        dict.fromkeys(map(_case, shown)), key=lambda case: (case[0], int(case[1]), case[2])
+    )
     labels = list(dict.fromkeys(map(_label, sorted(shown, key=_place))))
     height = 1.6 + 0.36 * len(labels) * len(PARTS)
     figure = Figure(figsize=(2.2 + 2.6 * len(cases), height), layout="constrained")

@@ -21,3 +21,15 @@ def test_every_picture_of_readme_is_drawn_from_its_rows(tmp_path):
 def test_bad_arguments_are_one_line(capsys):
     assert figures.main(["a", "b"]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_every_results_file_is_told_and_there():
+    folder = figures.RESULTS
+    told = {}
+    for line in (folder / "README.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            told |= dict.fromkeys(re.findall(r"`([\w.]+)`", line.split("|")[1]), line)
+    there = {path.name for path in folder.iterdir()} - {"README.md"}
+    assert there - set(told) == set()
+    missing = set(told) - there
+    assert all("not measured yet" in told[name] for name in missing)
