@@ -19,6 +19,7 @@ MEASURED = (
     ("a model of this shape, with random weights", "(`bench/results/cpu.csv`)"),
     ("On the 11M model of the first picture an oracle", "(`bench/results/oracle_table.csv`)"),
     ("On an OPT-125m in bfloat16 at 8 rows refilled", "decoding and nothing with prefill."),
+    ("What such gates are worth on the 11M model", "The gates cannot be told from"),
     ("- At 8 rows the bfloat16 engine", "- The CPU engine was measured"),
     ("- Layers chosen at random per sequence", "- No kernel of this version"),
 )
