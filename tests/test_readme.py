@@ -180,6 +180,10 @@ OWN_TEST = {
         "bench/test_depths.py",
         "invoke(depths,",
     ),
+    "python -m bench.keep_reproduce OUTPUT SECONDS": (
+        "bench/test_keep_reproduce.py",
+        "keep_reproduce.main",
+    ),
     "python -m bench.measure --output DIR": ("bench/test_measure.py", "invoke(measure,"),
     "python -m bench.oracle_table --model M --data D --output DIR": (
         "bench/test_oracle_table.py",
