@@ -1,7 +1,8 @@
 """python -m bench.keep_reproduce OUTPUT SECONDS [FOLDER]: append what `dynkern reproduce` found.
 
-Rows go to FOLDER/reproduce.csv, a claim each. OUTPUT is the folder that
-reproduce wrote, SECONDS what the run took by the clock. FOLDER is bench/results by default. Of paths only the last part is kept.
+Rows go to FOLDER/reproduce.csv, a claim each. OUTPUT is the folder that reproduce wrote, SECONDS
+what the run took by the clock. FOLDER is bench/results by default. Of paths only the last part is
+kept.
 """
 
 from __future__ import annotations
