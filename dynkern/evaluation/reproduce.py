@@ -7,6 +7,7 @@ Claims are judged on what was given: a small model may well contradict the paper
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -251,7 +252,9 @@ def _fixed_as_good_as_hidden(
     """A claim for each budget, or one for the closest pair of a grid of alphas."""
     llm = LLM(config.model)
     prompts, _ = encode_prompts(llm, list(records), config.template, config.max_new_tokens)
-    paths = sorted((config.output / "controllers").glob("*/controller.safetensors"))
+    found = (config.output / "controllers").glob("*/controller.safetensors")
+    # a budget of 10 behind one of 6
+    paths = sorted(found, key=lambda path: by_number(path.parent.name))
     policies = {path.parent.name: f"controller:{path}" for path in paths}
     policies |= {f"uniform:{b:g}": f"uniform:{b:g}" for b in config.budgets if b == int(b)}
     policies["full"] = "full"
@@ -303,6 +306,13 @@ def _fixed_as_good_as_hidden(
             f" (budget {name.rpartition('budget')[2]})",
         )
         for name in fixed
+    ]
+
+
+def by_number(name: str) -> list[Any]:
+    """A key that orders the numbers in names as numbers."""
+    return [
+        float(part) if part[0].isdigit() else part for part in re.split(r"([\d.]+)", name) if part
     ]
 
 

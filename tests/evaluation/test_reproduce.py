@@ -11,7 +11,7 @@ import pytest
 from dynkern.cli import main
 from dynkern.evaluation import reproduce, reproduce_oracle
 from dynkern.evaluation.claims import judge, judge_at_most, judge_not_worse
-from dynkern.evaluation.reproduce import closest_pair
+from dynkern.evaluation.reproduce import by_number, closest_pair
 from dynkern.evaluation.reproduce_oracle import held_out_claims, mixed
 from dynkern.training import controllers
 from support.checkpoint import save_checkpoint, save_records
@@ -37,6 +37,12 @@ def test_only_gates_that_decide_something_are_compared():
 
 
 pytestmark = pytest.mark.usefixtures("brief_windows")
+
+
+def test_a_budget_of_10_comes_behind_one_of_6():
+    names = ["hidden-1-alpha1", "fixed-1-alpha1-budget10", "fixed-1-alpha0.5-budget6"]
+    names += ["fixed-1-alpha1-budget6.5", "hidden-1-alpha0.5", "fixed-2x64-alpha1-budget6"]
+    assert sorted(names, key=by_number) == [names[place] for place in (2, 3, 1, 5, 4, 0)]
 
 
 @pytest.fixture(scope="module")
