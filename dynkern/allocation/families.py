@@ -20,7 +20,7 @@ FAMILIES = ("uniform", "even", "early-exit", "random", "greedy")
 FILE = "file:"
 
 # more digits than an int is read from are no number of layers
-_RANGE = re.compile(r"(\d{1,9})(?:\.\.(\d{1,9}|L)(?::(\d{1,9}))?)?|(L)", re.ASCII)
+_RANGE = re.compile(r"(\d{1,18})(?:\.\.(\d{1,18}|L)(?::(\d{1,18}))?)?|(L)", re.ASCII)
 
 
 @dataclass(frozen=True)

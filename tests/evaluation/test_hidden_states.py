@@ -54,7 +54,8 @@ def test_losses_and_distances_are_those_of_compute_then_mask(place):
     for family, budget in (("uniform", 2), ("early_exit", 3), ("random", 1)):
         sequence, nll, count = 0, 0.0, 0
         for batch in batches:
-            for ids, labels, prompt in zip(*batch.values(), strict=True):
+            parts = (batch[name] for name in ("input_ids", "labels", "prompt_length"))
+            for ids, labels, prompt in zip(*parts, strict=True):
                 prompt = int(prompt)
                 tokens = prompt + int((labels != -100).sum())
                 table = planned_routes(family, budget, LAYERS, sequence, 1, 0, 0)[:, 0]
