@@ -14,6 +14,8 @@ from typing import Any
 
 # seconds to load (a peer may convert the checkpoint first) or to answer once (or compile first)
 LIMIT = 240.0
+# tries for a quiet run before a loaded one is kept and marked
+TRIES = 4
 
 
 class Engine:

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.engines import Engine
+from bench.engines import TRIES, Engine
 from dynkern.evaluation.load_meter import LOAD_LIMIT
 from dynkern.evaluation.timing import Spread
 
@@ -37,8 +37,6 @@ DEFAULT_KINDS = (
 )
 DEFAULT_BATCHES = (1, 8)
 SHARES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
-# tries for a quiet run before a loaded one is kept and marked
-TRIES = 4
 
 
 @dataclass

@@ -7,12 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.cpu_cases import Row
-from bench.engines import Engine
+from bench.engines import TRIES, Engine
 from dynkern.evaluation.load_meter import LOAD_LIMIT
 from dynkern.evaluation.timing import Spread
-
-# tries for a quiet run before a loaded one is kept and marked
-TRIES = 4
 
 
 def compare_engines(

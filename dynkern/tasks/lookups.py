@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from dynkern.tasks.problem import Dice, Family, Problem
 from dynkern.tasks.words import CITIES, COLOURS, FOODS, JOBS, NAMES, PETS, SPORTS, WORDS
 
@@ -93,6 +95,27 @@ STEPS = ("", "one step", "two steps", "three steps", "four steps")
 PAIRS = ("{} = {}", "{} is {}", "{} means {}", "{} -> {}")
 
 
+def table_text(names: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    """A table in a line. cells: of each column, a value for each name."""
+    return "; ".join(
+        f"{name}: " + ", ".join(f"{c} {v[i]}" for c, v in zip(columns, cells, strict=True))
+        for i, name in enumerate(names)
+    )
+
+
+def chain_text(dice: Dice, edges: Sequence[tuple[str, str]]) -> str:
+    """Who leads to whom, in random order."""
+    link = dice.pick(LINKS)
+    return ", ".join(link.format(*edge) for edge in dice.shuffled(edges))
+
+
+def key_text(dice: Dice, key: Mapping[str, str], words: Sequence[str]) -> str:
+    """A key, in random order, and the words that it is for."""
+    pair = dice.pick(PAIRS)
+    shown = ", ".join(pair.format(*item) for item in dice.shuffled(list(key.items())))
+    return f"Key: {shown}. Words: {' '.join(words)}"
+
+
 def _table(dice: Dice, level: int) -> Problem:
     """Level 1 and 2: a cell of a named row; level 3: the row of a cell; level 4: a cell of the row
     that another cell names.
@@ -104,10 +127,6 @@ def _table(dice: Dice, level: int) -> Problem:
     names = dice.sample(NAMES, rows)
     # values differ within a column, so that a cell names one row
     cells = [dice.sample(COLUMNS[column], rows) for column in columns]
-    lines = [
-        f"{name}: " + ", ".join(f"{c} {v[i]}" for c, v in zip(columns, cells, strict=True))
-        for i, name in enumerate(names)
-    ]
     at, asked = dice.below(rows), dice.below(width)
     other = 1 - asked if level == 4 else asked
     slots = {
@@ -130,7 +149,7 @@ def _table(dice: Dice, level: int) -> Problem:
         for column, v in zip(columns, cells, strict=True)
     )
     key = f"{question}? {'; '.join(facts)}"
-    return Problem(key, "; ".join(lines), (answer,), wordings, slots)
+    return Problem(key, table_text(names, columns, cells), (answer,), wordings, slots)
 
 
 def _hops(dice: Dice, level: int) -> Problem:
@@ -140,11 +159,10 @@ def _hops(dice: Dice, level: int) -> Problem:
     names = dice.sample(NAMES, length + 1 + side + 1)
     chain, beside = names[: length + 1], names[length + 1 :]
     edges = [*zip(chain, chain[1:], strict=False), *zip(beside, beside[1:], strict=False)]
-    link = dice.pick(LINKS)
-    lines = [link.format(*edge) for edge in dice.shuffled(edges)]
+    text = chain_text(dice, edges)
     slots = {"name": chain[0], "times": TIMES[level], "steps": STEPS[level]}
     key = f"{level} from {chain[0]}: {'; '.join(' '.join(edge) for edge in sorted(edges))}"
-    return Problem(key, ", ".join(lines), (chain[level],), HOPS, slots)
+    return Problem(key, text, (chain[level],), HOPS, slots)
 
 
 def _substitute(dice: Dice, level: int) -> Problem:
@@ -164,9 +182,7 @@ def _substitute(dice: Dice, level: int) -> Problem:
     answer = [key.get(word, word) for word in words]
     if twice:
         answer = [key.get(word, word) for word in answer]
-    pair = dice.pick(PAIRS)
-    shown = ", ".join(pair.format(*item) for item in dice.shuffled(list(key.items())))
-    text = f"Key: {shown}. Words: {' '.join(words)}"
+    text = key_text(dice, key, words)
     content = f"{level == 4} {sorted(key.items())} {' '.join(words)}"
     wordings = SUBSTITUTE_TWICE if twice else SUBSTITUTE
     return Problem(content, text, (" ".join(answer),), wordings)

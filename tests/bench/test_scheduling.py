@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import pytest
 
@@ -64,29 +65,33 @@ def test_refilled_slots_need_fewer_passes(tmp_path):
     assert rows[0] == rows[1] and len(refilled.passes) < len(static.passes)
 
 
+def _only_row(folder: Path, *words: str) -> tuple[dict[str, str], str]:
+    """The row of a dry run at 2 rows, and what it printed."""
+    result = _invoke("--output", str(folder), "--dry-run", "--batch", "2", *words)
+    assert result.exit_code == 0, result.output
+    (row,) = _rows(folder)
+    return row, result.output
+
+
 def test_natural_lengths_of_a_model_on_data(tmp_path):
     model = save_checkpoint(tmp_path / "model", 4)
     data = save_records(tmp_path / "data.jsonl", 7)
-    result = _invoke(
-        *("--output", str(tmp_path), "--dry-run", "--model", str(model), "--data", str(data)),
-        *("--batch", "2", "--group", "continuous", "--dtype", "float32"),
+    row, output = _only_row(
+        *(tmp_path, "--model", str(model), "--data", str(data)),
+        *("--group", "continuous", "--dtype", "float32"),
     )
-    assert result.exit_code == 0, result.output
-    (row,) = _rows(tmp_path)
     assert row["requests"] == "7" and row["model"] == "model"
     assert row["lengths"].startswith("natural, mean ")
-    assert f"static / continuous: {float(row['speedup']):.3f}, wanted 1.3: " in result.output
+    assert f"static / continuous: {float(row['speedup']):.3f}, wanted 1.3: " in output
 
 
 def test_lengths_of_another_model(tmp_path):
     other = save_checkpoint(tmp_path / "other", 4)
     data = save_records(tmp_path / "data.jsonl", 7)
-    result = _invoke(
-        *("--output", str(tmp_path), "--dry-run", "--lengths-of", str(other), "--data", str(data)),
-        *("--batch", "2", "--group", "cohort", "--mix", "nested"),
+    row, _ = _only_row(
+        *(tmp_path, "--lengths-of", str(other), "--data", str(data)),
+        *("--group", "cohort", "--mix", "nested"),
     )
-    assert result.exit_code == 0, result.output
-    (row,) = _rows(tmp_path)
     assert row["requests"] == "7" and row["model"] == "tiny"
     assert row["case"] == "fifo / cohort, nested 1, 2 and 4"
     assert row["lengths"].startswith("natural, mean ") and row["lengths"].endswith(", of other")
@@ -105,7 +110,7 @@ def test_lengths_of_another_model(tmp_path):
     ],
 )
 def test_verdict(group, promised, speedup, least, said):
-    row = {"group": group, "promised": promised, "speedup": speedup}
+    row = {"group": group, "expected_measured": promised, "speedup": speedup}
     assert (scheduling.wanted(row), scheduling.verdict(row)) == (least, said)
 
 

@@ -17,6 +17,8 @@ from dynkern.training import controllers
 from support.checkpoint import save_checkpoint, save_records
 from support.tables import made_table
 
+pytestmark = pytest.mark.usefixtures("brief_windows")
+
 
 def test_verdicts_follow_intervals():
     assert [judge(i) for i in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1))] == ["yes", "no", "undecided"]
@@ -34,9 +36,6 @@ def test_only_gates_that_decide_something_are_compared():
     assert closest_pair({"a": 4.0, "b": 7.0}, {"c": 6.5, "d": 5.0}, 12) == ("b", "c")
     assert closest_pair({"a": 2.0}, {"d": 5.0}, 12) is None
     assert closest_pair({"a": 4.0}, {"d": 12.0}, 12) is None
-
-
-pytestmark = pytest.mark.usefixtures("brief_windows")
 
 
 def test_a_budget_of_10_comes_behind_one_of_6():

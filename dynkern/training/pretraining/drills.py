@@ -1,8 +1,8 @@
 """Drills: records for training alone that ask several questions of one text.
 
 A record of the task suite that looks something up is answered in a word, so it says once in thirty
-tokens whether the look-up was right. A drill says it in each word of its answer: looking up is
-learned from these first, and from the suite's own wording behind them.
+tokens whether the look-up was right; a drill says it in each word of its answer. No gain of them
+has been seen: of six million tokens, 15 to 60 % of the records, look-ups stayed at chance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any
 
 from dynkern.tasks.lists import with_repeats
-from dynkern.tasks.lookups import COLUMNS, LINKS, PAIRS, SUBSTITUTE
+from dynkern.tasks.lookups import COLUMNS, SUBSTITUTE, chain_text, key_text, table_text
 from dynkern.tasks.numbers import number_words
 from dynkern.tasks.problem import Dice
 from dynkern.tasks.words import NAMES, WORDS
@@ -66,12 +66,10 @@ def _pairs(dice: Dice) -> Drill:
     words = dice.sample(WORDS, 2 * n)
     key = dict(zip(words[:n], words[n:], strict=True))
     asked = [dice.pick(words[:n]) for _ in range(dice.between(n, 2 * n))]
-    pair = dice.pick(PAIRS)
-    shown = ", ".join(pair.format(*item) for item in dice.shuffled(list(key.items())))
     wordings = [wording for wording in SUBSTITUTE if "{text}" not in wording]
     return (
         dice.pick(wordings),
-        f"Key: {shown}. Words: {' '.join(asked)}",
+        key_text(dice, key, asked),
         [key[word] for word in asked],
     )
 
@@ -81,10 +79,6 @@ def _cells(dice: Dice) -> Drill:
     columns = dice.sample(tuple(COLUMNS), width)
     names = dice.sample(NAMES, rows)
     cells = [dice.sample(COLUMNS[column], rows) for column in columns]
-    lines = [
-        f"{name}: " + ", ".join(f"{c} {v[i]}" for c, v in zip(columns, cells, strict=True))
-        for i, name in enumerate(names)
-    ]
     places = dice.shuffled(range(rows))[: dice.between(2, rows)]
     at = dice.below(width)
     wordings, left, right = CELLS, names, cells[at]
@@ -92,7 +86,7 @@ def _cells(dice: Dice) -> Drill:
         wordings, left, right = OWNERS, cells[at], names
     asked = ", ".join(left[place] for place in places)
     instruction = dice.pick(wordings).format(column=columns[at], asked=asked)
-    return instruction, "; ".join(lines), [right[place] for place in places]
+    return instruction, table_text(names, columns, cells), [right[place] for place in places]
 
 
 def _followers(dice: Dice) -> Drill:
@@ -104,11 +98,10 @@ def _followers(dice: Dice) -> Drill:
         for part in (names[: cut + 1], names[cut + 1 :])
         for edge in zip(part, part[1:], strict=False)
     ]
-    link = dice.pick(LINKS)
-    lines = ", ".join(link.format(*edge) for edge in dice.shuffled(edges))
+    text = chain_text(dice, edges)
     chosen = dice.shuffled(edges)[: dice.between(2, len(edges))]
     asked = ", ".join(edge[0] for edge in chosen)
-    return dice.pick(FOLLOWERS).format(asked=asked), lines, [edge[1] for edge in chosen]
+    return dice.pick(FOLLOWERS).format(asked=asked), text, [edge[1] for edge in chosen]
 
 
 def _tallies(dice: Dice) -> Drill:
