@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dynkern.tasks.problem import Dice, Family, Problem
 from dynkern.tasks.words import DIGITS, ORDINALS, WORDS
 
@@ -184,14 +186,20 @@ def _nth(dice: Dice, level: int) -> Problem:
     return Problem(f"{place} {text}", text, (words[place],), NTH, {"nth": nth})
 
 
+def count_question(words: Sequence[str], word: str) -> Problem:
+    """How often a list says a word, up to nine times."""
+    times = words.count(word)
+    key = f"{word}: {' '.join(sorted(words))}"
+    return Problem(key, " ".join(words), (DIGITS[times], str(times)), COUNT, {"word": word})
+
+
 def _count(dice: Dice, level: int) -> Problem:
     low, high = ((3, 4), (5, 7), (8, 10), (11, 14))[level - 1]
     n = dice.between(low, high)
     times = dice.between(0 if level > 1 else 1, 1 + level)
     word, *others = dice.sample(WORDS, 1 + max(2, (n - times) // 2))
     words = dice.shuffled([word] * times + [dice.pick(others) for _ in range(n - times)])
-    key = f"{word}: {' '.join(sorted(words))}"
-    return Problem(key, " ".join(words), (DIGITS[times], str(times)), COUNT, {"word": word})
+    return count_question(words, word)
 
 
 FAMILIES = (

@@ -116,28 +116,27 @@ def key_text(dice: Dice, key: Mapping[str, str], words: Sequence[str]) -> str:
     return f"Key: {shown}. Words: {' '.join(words)}"
 
 
-def _table(dice: Dice, level: int) -> Problem:
-    """Level 1 and 2: a cell of a named row; level 3: the row of a cell; level 4: a cell of the row
-    that another cell names.
+def table_question(
+    names: Sequence[str],
+    columns: Sequence[str],
+    cells: Sequence[Sequence[str]],
+    kind: str,
+    at: int,
+    asked: int,
+) -> Problem:
+    """A question of a table. kind: "cell" of a named row, "who" for the row of a cell, or "across"
+    from another cell of row `at` to that of column `asked`.
     """
-    rows, width = ((2, 1), (3, 2), (4, 1), (4, 2))[level - 1]
-    if level > 1:
-        rows -= dice.below(2)
-    columns = dice.sample(_NAMES_OF_COLUMNS, width)
-    names = dice.sample(NAMES, rows)
-    # values differ within a column, so that a cell names one row
-    cells = [dice.sample(COLUMNS[column], rows) for column in columns]
-    at, asked = dice.below(rows), dice.below(width)
-    other = 1 - asked if level == 4 else asked
+    other = 1 - asked if kind == "across" else asked
     slots = {
         "column": columns[asked],
         "name": names[at],
         "other": columns[other],
         "value": cells[other][at],
     }
-    if level == 3:
+    if kind == "who":
         question, answer, wordings = f"who {slots['value']}", names[at], TABLE_WHO
-    elif level == 4:
+    elif kind == "across":
         question, wordings = f"{slots['column']} of {slots['value']}", TABLE_ACROSS
         answer = cells[asked][at]
     else:
@@ -152,6 +151,31 @@ def _table(dice: Dice, level: int) -> Problem:
     return Problem(key, table_text(names, columns, cells), (answer,), wordings, slots)
 
 
+def _table(dice: Dice, level: int) -> Problem:
+    """Level 1 and 2: a cell of a named row; level 3: the row of a cell; level 4: a cell of the row
+    that another cell names.
+    """
+    rows, width = ((2, 1), (3, 2), (4, 1), (4, 2))[level - 1]
+    if level > 1:
+        rows -= dice.below(2)
+    columns = dice.sample(_NAMES_OF_COLUMNS, width)
+    names = dice.sample(NAMES, rows)
+    # values differ within a column, so that a cell names one row
+    cells = [dice.sample(COLUMNS[column], rows) for column in columns]
+    at, asked = dice.below(rows), dice.below(width)
+    kind = ("cell", "cell", "who", "across")[level - 1]
+    return table_question(names, columns, cells, kind, at, asked)
+
+
+def hops_question(
+    chain: Sequence[str], edges: Sequence[tuple[str, str]], text: str, steps: int
+) -> Problem:
+    """Who comes `steps` of 1 to 4 after the first of a chain. edges: of all chains in the text."""
+    slots = {"name": chain[0], "times": TIMES[steps], "steps": STEPS[steps]}
+    key = f"{steps} from {chain[0]}: {'; '.join(' '.join(edge) for edge in sorted(edges))}"
+    return Problem(key, text, (chain[steps],), HOPS, slots)
+
+
 def _hops(dice: Dice, level: int) -> Problem:
     """`level` steps along a chain, which may go on, beside another chain."""
     # where chains end must not give the answer away
@@ -159,10 +183,19 @@ def _hops(dice: Dice, level: int) -> Problem:
     names = dice.sample(NAMES, length + 1 + side + 1)
     chain, beside = names[: length + 1], names[length + 1 :]
     edges = [*zip(chain, chain[1:], strict=False), *zip(beside, beside[1:], strict=False)]
-    text = chain_text(dice, edges)
-    slots = {"name": chain[0], "times": TIMES[level], "steps": STEPS[level]}
-    key = f"{level} from {chain[0]}: {'; '.join(' '.join(edge) for edge in sorted(edges))}"
-    return Problem(key, text, (chain[level],), HOPS, slots)
+    return hops_question(chain, edges, chain_text(dice, edges), level)
+
+
+def substitute_question(
+    key: Mapping[str, str], words: Sequence[str], text: str, twice: bool
+) -> Problem:
+    """Words through a key, or twice."""
+    answer = [key.get(word, word) for word in words]
+    if twice:
+        answer = [key.get(word, word) for word in answer]
+    content = f"{twice} {sorted(key.items())} {' '.join(words)}"
+    wordings = SUBSTITUTE_TWICE if twice else SUBSTITUTE
+    return Problem(content, text, (" ".join(answer),), wordings)
 
 
 def _substitute(dice: Dice, level: int) -> Problem:
@@ -179,13 +212,7 @@ def _substitute(dice: Dice, level: int) -> Problem:
     n = dice.between(low, high)
     others = [w for w in dice.sample(WORDS, n + 8) if w not in key and w not in key.values()]
     words = dice.shuffled(targets + others[: n - len(targets)])
-    answer = [key.get(word, word) for word in words]
-    if twice:
-        answer = [key.get(word, word) for word in answer]
-    text = key_text(dice, key, words)
-    content = f"{level == 4} {sorted(key.items())} {' '.join(words)}"
-    wordings = SUBSTITUTE_TWICE if twice else SUBSTITUTE
-    return Problem(content, text, (" ".join(answer),), wordings)
+    return substitute_question(key, words, key_text(dice, key, words), twice)
 
 
 FAMILIES = (

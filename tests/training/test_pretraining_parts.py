@@ -115,10 +115,13 @@ def test_the_tokenizer_keeps_opts_ids_and_texts(tokenizer, tmp_path):
 
 def test_training_reads_the_prompts_of_generation(tokenizer):
     rows = list(islice(records("train", seed=3), 32))
-    for (prompt, response, family), row in zip(encode(tokenizer, rows, 400), rows, strict=True):
+    for (ids, targets, family), row in zip(encode(tokenizer, rows, 400), rows, strict=True):
         record = Record(row["id"], row["instruction"], row["input"], row["output"])
-        assert prompt == encode_prompt(tokenizer, record, "plain").ids
-        assert tokenizer.decode(response[:-1]) == row["output"] and response[-1] == 2
+        prompt = encode_prompt(tokenizer, record, "plain").ids
+        assert ids[: len(prompt)] == prompt and ids[-1] == 2
+        response = ids[len(prompt) :]
+        assert tokenizer.decode(response[:-1]) == row["output"]
+        assert targets == [IGNORED] * (len(prompt) - 1) + response + [IGNORED]
         assert family == FAMILY_NUMBER[row["family"]]
 
 
@@ -135,7 +138,7 @@ def test_batches_hold_each_record_once_and_about_as_many_tokens(tokenizer):
         batches.append(batch)
     seen = sorted(tuple(i for i in row.tolist() if i != 1) for b in batches for row in b.ids)
     rows = list(islice(records("train", seed=7), 1024))
-    assert seen == sorted(tuple(p + r) for p, r, _ in encode(tokenizer, rows, 192))
+    assert seen == sorted(tuple(ids) for ids, _, _ in encode(tokenizer, rows, 192))
     assert all(batch.tokens <= 900 for batch in batches)
     # only the last bucket may stay far below
     assert sum(batch.tokens < 600 for batch in batches) <= 1
@@ -144,13 +147,12 @@ def test_batches_hold_each_record_once_and_about_as_many_tokens(tokenizer):
     assert widths != sorted(widths)
 
 
-def test_targets_are_the_response_behind_the_prompt(tokenizer):
-    (prompt, response, family) = encode(tokenizer, [next(records("train", seed=9))], 400)[0]
-    batch = padded([(prompt, response, family), (prompt + [5, 6], response, family)])
-    assert batch.ids[0].tolist() == prompt + response + [1, 1]
-    labelled = batch.targets[0] != IGNORED
-    assert batch.targets[0][labelled].tolist() == response
-    assert labelled.nonzero()[0].item() == len(prompt) - 1
+def test_rows_are_padded_on_the_right_and_nothing_is_heard_there(tokenizer):
+    ids, targets, family = encode(tokenizer, [next(records("train", seed=9))], 400)[0]
+    batch = padded([(ids, targets, family), (ids + [5, 6], targets + [7, IGNORED], family)])
+    assert batch.ids.tolist() == [ids + [1, 1], ids + [5, 6]]
+    assert batch.targets.tolist() == [targets + [IGNORED] * 2, targets + [7, IGNORED]]
+    assert batch.families.tolist() == [family] * 2
 
 
 def test_a_stream_goes_on_where_it_stood(tokenizer):
@@ -195,7 +197,7 @@ def test_losses_are_those_of_transformers(tokenizer):
     wanted = model(input_ids=batch.ids, attention_mask=mask).logits
     here = batch.targets != IGNORED
     theirs = torch.nn.functional.cross_entropy(wanted[here], batch.targets[here], reduction="none")
-    ours, right = losses(model, batch, [True] * 3)
+    ours, right = losses(model, batch, [True] * 3, torch.float64)
     assert torch.allclose(ours, theirs, atol=1e-6)
     assert torch.equal(right, wanted[here].argmax(-1) == batch.targets[here])
 

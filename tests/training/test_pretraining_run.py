@@ -16,6 +16,7 @@ from dynkern.cli import main
 from dynkern.llm import LLM
 from dynkern.training.pretraining.run import PretrainConfig, run_pretrain
 from support.errors import one_line_error
+from support.gloo import run_in_two_processes
 
 RECIPE = {
     "phases": [
@@ -35,6 +36,8 @@ RECIPE = {
     "seed": 5,
 }
 QUIET = Console(quiet=True)
+# of losses in nats a token, after 28 steps that differ in the order of sums
+TWO_PROCESSES = 1e-3
 
 
 class Killed(RuntimeError):
@@ -166,6 +169,36 @@ def test_what_does_not_fit_the_stopped_run_is_one_line(whole, tmp_path):
     (tmp_path / "out" / "state.pt").write_bytes((whole / "state.pt").read_bytes()[:2000])
     with one_line_error(ValueError, "output: .*state.pt is damaged"):
         run(tmp_path, resume=True)
+
+
+def test_two_processes_share_out_what_one_does(tmp_path):
+    save_recipe(tmp_path, accumulation=2, batch_tokens=250)
+    alone = run(tmp_path, "alone")
+    config = PretrainConfig(tmp_path / "two", tmp_path / "recipe.json", precision="float32")
+    # without a judge, which only adds scores to what is kept
+    run_in_two_processes("dynkern.training.pretraining.run:run_pretrain", config, tmp_path)
+    facts = [json.loads((f / "pretrain.json").read_text()) for f in (alone, tmp_path / "two")]
+    assert [part["processes"] for part in facts] == [1, 2]
+    assert facts[0]["tokens"] == facts[1]["tokens"] and facts[0]["steps"] == facts[1]["steps"]
+    losses = []
+    for folder in (alone, tmp_path / "two"):
+        log = torch.load(folder / "state.pt", weights_only=True)["progress"]["log"]
+        losses.append([entry[k] for entry in log for k in ("loss", "eval_loss") if k in entry])
+    # sums in another order; Muon makes more of a small difference
+    assert len(losses[0]) > 4 and losses[0] == pytest.approx(losses[1], abs=TWO_PROCESSES), losses
+
+
+def test_processes_that_cannot_share_are_one_line(tmp_path, monkeypatch):
+    save_recipe(tmp_path, accumulation=3)
+    for size, rank, message in (
+        ("2", "0", "accumulation: got 3, expected a multiple of 2 processes"),
+        ("2", "2", "RANK: got 2, expected 0 to 1"),
+        ("many", "0", "RANK, WORLD_SIZE: "),
+    ):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        monkeypatch.setenv("RANK", rank)
+        with one_line_error(ValueError, message):
+            run(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_is_one_line(tmp_path):

@@ -41,12 +41,13 @@ class Phase:
 @dataclass(frozen=True)
 class Recipe:
     """phases: in order; a later one may have a multiple of the layers before it. batch_tokens: of a
-    step, padding included. learning_rate: of AdamW (embeddings, norms, biases); muon_rate: of Muon
-    (every other matrix). warmup_steps: also after each growth. decay_tokens: the last ones, over
-    which both rates fall to a tenth along a cosine. eval_tokens: between evaluations on
-    eval_records of the validation split. tokenizer_records: what the BPE is learned from.
-    answer_power: each token weighs its answer's length to the power of minus this, so that 0 is
-    the mean over tokens and 1 the mean over answers.
+    batch, padding included. accumulation: batches of a step, which the processes of a launch share
+    out evenly. learning_rate: of AdamW (embeddings, norms, biases); muon_rate: of Muon (every other
+    matrix). warmup_steps: also after each growth. decay_tokens: the last ones, over which both
+    rates fall to a tenth along a cosine. eval_tokens: between evaluations on eval_records of the
+    validation split. tokenizer_records: what the BPE is learned from. answer_power: each token
+    weighs its answer's length to the power of minus this, so that 0 is the mean over tokens and 1
+    the mean over answers.
     """
 
     phases: tuple[Phase, ...]
@@ -54,6 +55,7 @@ class Recipe:
     vocab_size: int = 2048
     max_positions: int = 256
     batch_tokens: int = 1536
+    accumulation: int = 1
     learning_rate: float = 1e-3
     muon_rate: float = 2e-3
     warmup_steps: int = 200
@@ -73,7 +75,14 @@ class Recipe:
         """Raise a one-line ValueError on anything that does not fit."""
         if not self.phases:
             raise ValueError("phases: got none, expected at least one")
-        for name in ("hidden_size", "vocab_size", "batch_tokens", "eval_tokens", "eval_records"):
+        for name in (
+            "hidden_size",
+            "vocab_size",
+            "batch_tokens",
+            "accumulation",
+            "eval_tokens",
+            "eval_records",
+        ):
             check_integer(name, getattr(self, name), 1)
         check_integer("max_positions", self.max_positions, 8)
         check_integer("tokenizer_records", self.tokenizer_records, 1)

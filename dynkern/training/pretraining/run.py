@@ -7,7 +7,6 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from rich.console import Console
+from torch import Tensor
 
 from dynkern import rng
 from dynkern._version import __version__
@@ -25,12 +25,21 @@ from dynkern.manifest import differences
 from dynkern.routes import check_choice
 from dynkern.tasks import records
 from dynkern.training.curves import write_curves
+from dynkern.training.data import IGNORED
 from dynkern.training.pretraining.interrupts import Interrupts
 from dynkern.training.pretraining.network import answer_weights, grow, losses, new_model
 from dynkern.training.pretraining.optimizers import Optimizers, rate_scale
+from dynkern.training.pretraining.ranks import Ranks
 from dynkern.training.pretraining.recipe import DEFAULT_RECIPE, Recipe, read_recipe
 from dynkern.training.pretraining.state import FILE_NAME, Progress, load_state, save_state
-from dynkern.training.pretraining.stream import Batch, TaskStream, bucketed, encode, padded
+from dynkern.training.pretraining.stream import (
+    FAMILY_NUMBER,
+    Batch,
+    TaskStream,
+    bucketed,
+    encode,
+    padded,
+)
 from dynkern.training.pretraining.tokenizer import train_task_tokenizer
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -38,6 +47,7 @@ LOG_STEPS = 100
 # a counter's stream of its own, beside those of dynkern.rng and of training.model
 _STREAM_LAYERDROP = 9
 MODEL, REPORT, EVALUATIONS = "model", "pretrain.json", "evaluations.jsonl"
+TOKENIZER = "tokenizer"
 
 # scores of the checkpoint in a folder, as JSON-like facts; "rougeL" in it: mean by policy
 Judge = Callable[[Path], dict[str, Any]]
@@ -72,23 +82,28 @@ def run_pretrain(
     console = console or Console()
     check_choice("precision", config.precision, PRECISIONS)
     recipe = read_recipe(config.recipe)
-    make_folder(config.output)
-    kept = load_state(config.output)
-    if kept is not None and not config.resume:
-        raise ValueError(
-            f"output: {config.output / FILE_NAME} is left of a run; --resume goes on with it, or "
-            "take another folder"
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    in_bfloat16 = _in_bfloat16(config.precision, device)
-    _remember(
-        config.output / "arguments.json",
-        {"recipe": recipe.to_json(), "bfloat16": in_bfloat16},
-        kept is not None,
-    )
-    run = _Run(recipe, config, judge, console, report, device, in_bfloat16, kept)
-    with Interrupts() as interrupts:
-        run.go(interrupts)
+    with Ranks(recipe.accumulation) as ranks:
+        make_folder(config.output)
+        kept = load_state(config.output)
+        if kept is not None and not config.resume:
+            raise ValueError(
+                f"output: {config.output / FILE_NAME} is left of a run; --resume goes on with it, "
+                "or take another folder"
+            )
+        device = ranks.device
+        in_bfloat16 = _in_bfloat16(config.precision, device)
+        if ranks.leads:
+            _remember(
+                config.output / "arguments.json",
+                {"recipe": recipe.to_json(), "bfloat16": in_bfloat16},
+                kept is not None,
+            )
+            _make_tokenizer(config.output, recipe)
+        # nobody writes before all have read
+        ranks.wait()
+        run = _Run(recipe, config, judge, console, report, device, in_bfloat16, kept, ranks)
+        with Interrupts() as interrupts:
+            run.go(interrupts)
     return config.output
 
 
@@ -105,12 +120,14 @@ class _Run:
         device: torch.device,
         in_bfloat16: bool,
         kept: tuple[Progress, dict[str, Any], dict[str, Any]] | None,
+        ranks: Ranks,
     ) -> None:
         self.recipe, self.config, self.judge = recipe, config, judge
         self.console, self.report, self.device = console, report, device
-        self.in_bfloat16 = in_bfloat16
+        self.in_bfloat16, self.ranks = in_bfloat16, ranks
+        self.dtype = torch.bfloat16 if in_bfloat16 else torch.float32
         self.progress = Progress() if kept is None else kept[0]
-        self.tokenizer = self._tokenizer()
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(config.output / TOKENIZER)
         transformers.set_seed(recipe.seed)
         layers = recipe.phases[self.progress.phase].layers
         self.model = new_model(recipe, layers).to(device)
@@ -131,7 +148,8 @@ class _Run:
         if self.progress.evaluated_at < self.progress.tokens:
             self._evaluate()
         self._save()
-        self._finish()
+        if self.ranks.leads:
+            self._finish()
 
     def _enter(self, number: int) -> None:
         progress = self.progress
@@ -157,43 +175,56 @@ class _Run:
             progress.pool,
             progress.batch,
         )
-        for batch in stream:
-            if progress.tokens >= phase.until_tokens:
-                return
-            self._step(number, batch.to(self.device))
+        batches = iter(stream)
+        while progress.tokens < phase.until_tokens:
+            step = list(islice(batches, self.recipe.accumulation))
+            stop = self._step(number, step, interrupts.seen)
             progress.pool, progress.batch = stream.pool, stream.batch
             if progress.tokens - progress.evaluated_at >= self.recipe.eval_tokens:
                 self._evaluate()
-            if interrupts.seen or time.monotonic() - self.saved >= self.config.save_seconds:
+            if stop or time.monotonic() - self.saved >= self.config.save_seconds:
                 self._save()
-            if interrupts.seen:
+            if stop:
                 raise KeyboardInterrupt
             self.report(progress.tokens, self.recipe.tokens, self._label())
 
-    def _step(self, number: int, batch: Batch) -> None:
-        progress = self.progress
+    def _step(self, number: int, batches: list[Batch], stop: bool) -> bool:
+        """One step of the optimizers on all the batches, this process on its share of them; whether
+        any process is to stop behind it.
+        """
+        progress, power = self.progress, self.recipe.answer_power
         keep = self._keep(self.recipe.layerdrop(number, progress.tokens))
-        with self._autocast():
-            entropies, right = losses(self.model, batch, keep)
-            weights = answer_weights(batch.targets, self.recipe.answer_power)
-            loss = (entropies * weights).sum() / weights.sum()
-        loss.backward()
+        weights = [answer_weights(batch.targets, power) for batch in batches]
+        whole = sum(float(part.sum()) for part in weights)
+        counted = torch.zeros(2, len(FAMILY_NUMBER), dtype=torch.int64)
+        total = 0.0
+        mine = slice(self.ranks.rank, None, self.ranks.size)
+        for batch, part in zip(batches[mine], weights[mine], strict=True):
+            batch = batch.to(self.device)
+            entropies, right = losses(self.model, batch, keep, self.dtype)
+            ((entropies * part.to(self.device)).sum() / whole).backward()
+            total += float(entropies.detach().sum())
+            counted += _by_family(batch, right)
+        total, stops, *flat = self.ranks.sum_up(
+            self.optimizers.parameters, [total, float(stop), *counted.flatten().tolist()]
+        )
         scale = rate_scale(self.recipe, progress.tokens, progress.step - progress.grown_at)
         norm = self.optimizers.step(scale)
-        total = float(entropies.detach().sum())
         if not math.isfinite(total) or not math.isfinite(norm):
             raise ValueError(
-                f"learning_rate: the loss became {loss.item()} at step {progress.step}, expected "
+                f"learning_rate: the loss became {total} at step {progress.step}, expected "
                 "a finite one; lower the recipe's rates"
             )
         progress.step += 1
-        progress.tokens += batch.tokens
-        sums = progress.losses
-        sums[0] += total
-        sums[1] += len(right)
-        sums[2] += float(right.sum())
+        progress.tokens += sum(batch.tokens for batch in batches)
+        counted = torch.tensor(flat, dtype=torch.int64).view_as(counted)
+        progress.families += counted
+        progress.losses[0] += total
+        progress.losses[1] += int(counted[0].sum())
+        progress.losses[2] += int(counted[1].sum())
         if progress.step % LOG_STEPS == 0:
             self._log({"grad_norm": norm, "learning_rate": self.recipe.learning_rate * scale})
+        return stops > 0
 
     def _keep(self, rate: float) -> list[bool]:
         """Layers of this step: all in every other one by chance, so that full depth is practised,
@@ -206,17 +237,19 @@ class _Run:
         ).tolist()
         return [draws[0] < 0.5 or draw >= rate for draw in draws[1:]]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if not self.in_bfloat16:
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
-
     def _log(self, more: dict[str, float]) -> None:
         progress = self.progress
         total, count, right = progress.losses
         progress.losses = [0.0, 0.0, 0.0]
         entry = {"step": progress.step, "tokens": progress.tokens, "loss": total / count}
-        progress.log.append({**entry, "accuracy": right / count, **more})
+        counts, rights = progress.families.tolist()
+        progress.families.zero_()
+        families = {
+            f"accuracy_{name}": rights[number] / counts[number]
+            for name, number in FAMILY_NUMBER.items()
+            if counts[number]
+        }
+        progress.log.append({**entry, "accuracy": right / count, **more, **families})
 
     def _label(self) -> str:
         seen = [entry["loss"] for entry in self.progress.log[-1:] if "loss" in entry]
@@ -229,11 +262,13 @@ class _Run:
         progress = self.progress
         if progress.losses[1]:
             self._log({})
+        progress.evaluated_at = progress.tokens
+        if not self.ranks.leads:
+            return
         sums = [0.0, 0]
         everything = [True] * self.model.config.num_hidden_layers
         for batch in self.validation:
-            with self._autocast():
-                entropies, _ = losses(self.model, batch.to(self.device), everything)
+            entropies, _ = losses(self.model, batch.to(self.device), everything, self.dtype)
             sums[0] += float(entropies.sum())
             sums[1] += len(entropies)
         replace_folder(self.config.output / MODEL, self._write_model)
@@ -241,7 +276,6 @@ class _Run:
         entry = {"step": progress.step, "tokens": progress.tokens, "eval_loss": sums[0] / sums[1]}
         means = {f"eval_rougeL_{name}": value for name, value in scores.get("rougeL", {}).items()}
         progress.log.append({**entry, **means})
-        progress.evaluated_at = progress.tokens
         progress.evaluations.append({**entry, "layers": len(everything), **scores})
         # whole each time: a run that goes on from an earlier checkpoint repeats its evaluations
         lines = "".join(json.dumps(facts) + "\n" for facts in progress.evaluations)
@@ -261,13 +295,6 @@ class _Run:
 
     # -- files -------------------------------------------------------------------------------------
 
-    def _tokenizer(self) -> Any:
-        folder = self.config.output / "tokenizer"
-        if not (folder / "tokenizer.json").is_file():
-            made = train_task_tokenizer(self.recipe.vocab_size, self.recipe.tokenizer_records)
-            replace_folder(folder, made.save_pretrained)
-        return transformers.AutoTokenizer.from_pretrained(folder)
-
     def _write_model(self, part: Path) -> None:
         self.model.save_pretrained(part)
         self.tokenizer.save_pretrained(part)
@@ -276,7 +303,8 @@ class _Run:
         now = time.monotonic()
         self.progress.seconds += now - self.clock
         self.clock = now
-        save_state(self.config.output, self.progress, self.model, self.optimizers)
+        if self.ranks.leads:
+            save_state(self.config.output, self.progress, self.model, self.optimizers)
         self.saved = time.monotonic()
 
     def _finish(self) -> None:
@@ -288,6 +316,7 @@ class _Run:
             "transformers": transformers.__version__,
             "python": platform.python_version(),
             "device": device_name(self.device),
+            "processes": self.ranks.size,
             "threads": torch.get_num_threads(),
             "bfloat16": self.in_bfloat16,
             "parameters": sum(p.numel() for p in self.model.parameters()),
@@ -305,7 +334,25 @@ class _Run:
         )
 
     def _say(self, text: str) -> None:
+        if not self.ranks.leads:
+            return
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _by_family(batch: Batch, right: Tensor) -> Tensor:
+    """int64 [2, len(FAMILY_NUMBER)]: labelled tokens, and those of them that were the likeliest."""
+    labelled = batch.targets != IGNORED
+    families = batch.families[:, None].expand_as(labelled)[labelled]
+    count = len(FAMILY_NUMBER)
+    found = [torch.bincount(part, minlength=count) for part in (families, families[right])]
+    return torch.stack(found).cpu()
+
+
+def _make_tokenizer(output: Path, recipe: Recipe) -> None:
+    folder = output / TOKENIZER
+    if not (folder / "tokenizer.json").is_file():
+        made = train_task_tokenizer(recipe.vocab_size, recipe.tokenizer_records)
+        replace_folder(folder, made.save_pretrained)
 
 
 def _in_bfloat16(precision: str, device: torch.device) -> bool:

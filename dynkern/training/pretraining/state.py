@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dynkern.files import write_whole
+from dynkern.training.pretraining.stream import FAMILY_NUMBER
 
 FILE_NAME = "state.pt"
 
@@ -18,7 +19,8 @@ class Progress:
     """How far a run is. phase: of the recipe. pool, batch: place in the phase's stream. grown_at:
     step at which the model got its layers. seconds: spent, evaluations included. log: entries as
     `write_curves` takes them; evaluations: what was found at each. losses: sum, count and right
-    ones since the last entry.
+    ones since the last entry. families: int64 [2, len(FAMILY_NUMBER)], labelled tokens and right
+    ones since then.
     """
 
     phase: int = 0
@@ -32,6 +34,9 @@ class Progress:
     log: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    families: torch.Tensor = field(
+        default_factory=lambda: torch.zeros(2, len(FAMILY_NUMBER), dtype=torch.int64)
+    )
 
 
 def save_state(folder: Path, progress: Progress, model: Any, optimizers: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynkern.tasks import FAMILIES, records
 from dynkern.training.data import IGNORED
-from dynkern.training.pretraining.drills import drill_records
+from dynkern.training.pretraining.drills import KINDS, drill_records
 from dynkern.training.pretraining.recipe import Phase
 from dynkern.training.pretraining.tokenizer import task_text
 
@@ -21,14 +21,14 @@ from dynkern.training.pretraining.tokenizer import task_text
 POOL = 1024
 BOS = EOS = 2
 PAD = 1
-FAMILY_NUMBER = {name: number for number, name in enumerate(FAMILIES)}
+FAMILY_NUMBER = {name: number for number, name in enumerate((*FAMILIES, *KINDS))}
 
 
 @dataclass(frozen=True)
 class Batch:
     """ids: int64 [B, T], BOS first, padded on the right. targets: int64 [B, T], the token behind
-    each, IGNORED where it is no part of the response or EOS. families: int64 [B], FAMILY_NUMBER,
-    -1 for drills.
+    each, IGNORED where it is no part of the response or EOS, or a drill's question. families: int64
+    [B], FAMILY_NUMBER.
     """
 
     ids: Tensor
@@ -44,6 +44,7 @@ class Batch:
         return Batch(self.ids.to(device), self.targets.to(device), self.families.to(device))
 
 
+# ids, the token behind each or IGNORED, family
 Encoded = tuple[list[int], list[int], int]
 
 
@@ -96,19 +97,21 @@ class TaskStream:
 
 
 def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], max_positions: int) -> list[Encoded]:
-    """(prompt, response, family) of the records that fit into max_positions ids; BOS and EOS
+    """Ids, targets and family of the records that fit into max_positions ids; BOS and EOS
     included. ValueError where none does.
     """
-    texts = [task_text(row) for row in rows]
-    prompts, responses = (
-        tokenizer(list(part), add_special_tokens=False)["input_ids"]
-        for part in zip(*texts, strict=True)
-    )
-    sequences = [
-        ([BOS, *prompt], [*response, EOS], FAMILY_NUMBER.get(row["family"], -1))
-        for prompt, response, row in zip(prompts, responses, rows, strict=True)
-    ]
-    fitting = [entry for entry in sequences if len(entry[0]) + len(entry[1]) <= max_positions]
+    fitting = []
+    for row, (prompt, parts) in zip(rows, _tokens(tokenizer, rows), strict=True):
+        ids, targets = [BOS, *prompt], [IGNORED] * len(prompt)
+        for number, part in enumerate(parts):
+            ids += part
+            # the last of the ids so far is what foretells the first of the part
+            targets += part if number % 2 else [IGNORED] * len(part)
+        # a drill ends where its questions do, which nobody can foretell
+        targets += [IGNORED, IGNORED] if "turns" in row else [EOS, IGNORED]
+        ids.append(EOS)
+        if len(ids) <= max_positions:
+            fitting.append((ids, targets, FAMILY_NUMBER[row["family"]]))
     if not fitting:
         raise ValueError(
             f"max_positions: got {max_positions}, expected room for a task and its answer"
@@ -116,14 +119,29 @@ def encode(tokenizer: Any, rows: Sequence[dict[str, Any]], max_positions: int) -
     return fitting
 
 
+def _tokens(
+    tokenizer: Any, rows: Sequence[dict[str, Any]]
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Of each record the prompt's ids, and those of questions and answers in turn."""
+    texts = []
+    for row in rows:
+        prompt, response = task_text(row)
+        turns = row.get("turns", [("", response)])
+        texts.append([prompt, *(text for turn in turns for text in turn)])
+    flat = [text for part in texts for text in part if text]
+    known = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
+    for part in texts:
+        prompt, *rest = ([*next(known)] if text else [] for text in part)
+        yield prompt, rest
+
+
 def bucketed(sequences: Sequence[Encoded], batch_tokens: int) -> list[list[Encoded]]:
     """Parts of sequences of like lengths, each as many as fit into batch_tokens, one at least."""
-    ordered = sorted(sequences, key=lambda entry: len(entry[0]) + len(entry[1]))
+    ordered = sorted(sequences, key=lambda entry: len(entry[0]))
     parts: list[list[Encoded]] = []
     for entry in ordered:
         # the last of a part is its longest
-        width = len(entry[0]) + len(entry[1])
-        if not parts or (len(parts[-1]) + 1) * width > batch_tokens:
+        if not parts or (len(parts[-1]) + 1) * len(entry[0]) > batch_tokens:
             parts.append([])
         parts[-1].append(entry)
     return parts
@@ -131,11 +149,10 @@ def bucketed(sequences: Sequence[Encoded], batch_tokens: int) -> list[list[Encod
 
 def padded(part: Sequence[Encoded]) -> Batch:
     """A part as tensors."""
-    width = max(len(prompt) + len(response) for prompt, response, _ in part)
+    width = max(len(ids) for ids, _, _ in part)
     ids = torch.full((len(part), width), PAD)
     targets = torch.full((len(part), width), IGNORED)
-    for row, (prompt, response, _) in enumerate(part):
-        length = len(prompt) + len(response)
-        ids[row, :length] = torch.tensor(prompt + response)
-        targets[row, len(prompt) - 1 : length - 1] = torch.tensor(response)
+    for row, (tokens, behind, _) in enumerate(part):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        targets[row, : len(behind)] = torch.tensor(behind)
     return Batch(ids, targets, torch.tensor([family for *_, family in part]))
