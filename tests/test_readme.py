@@ -208,6 +208,10 @@ OWN_TEST = {
         "evaluation/test_oracle.py",
         "launched(2, arguments(",
     ),
+    "torchrun --nproc-per-node 2 -m dynkern pretrain --output SMALL": (
+        "training/test_pretraining_run.py",
+        "run_in_two_processes(",
+    ),
 }
 SKIPPED = {
     ".ci/run": "it is what runs these tests",

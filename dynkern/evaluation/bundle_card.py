@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -76,18 +77,26 @@ def _training(training: Mapping[str, Any] | None) -> str:
     # what a reader must know who wants the same weights
     lines += [training["note"], ""] if training.get("note") else []
     if recipe.get("phases"):
-        lines += ["| until tokens | layers | families | difficulties | LayerDrop |"]
-        lines += ["|---|---|---|---|---|"]
+        lines += ["| until tokens | layers | families | difficulties | LayerDrop | drills |"]
+        lines += ["|---|---|---|---|---|---|"]
         for phase in recipe["phases"]:
             families = ", ".join(phase.get("families") or ["all"])
             levels = ", ".join(map(str, phase.get("difficulties") or ["all"]))
             lines.append(
                 f"| {phase['until_tokens']:,} | {phase['layers']} | {families} | {levels} | "
-                f"{phase.get('layerdrop', 0.0):g} |"
+                f"{phase.get('layerdrop', 0.0):g} | {_drills(phase)} |"
             )
         rest = {key: value for key, value in recipe.items() if key != "phases"}
         lines += ["", ", ".join(f"{key} {value}" for key, value in rest.items()) + ".", ""]
     return "\n".join(lines)
+
+
+def _drills(phase: Mapping[str, Any]) -> str:
+    """Their share of a phase's records, and how many times each kind stands in the draw."""
+    text = f"{phase.get('drills', 0.0):g}"
+    kinds = Counter(kind.removeprefix("drill_") for kind in phase.get("kinds") or [])
+    named = [f"{n} × {kind}" if n > 1 else kind for kind, n in kinds.items()]
+    return f"{text}: {', '.join(named)}" if named else text
 
 
 def _scores(facts: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from dynkern.files import write_whole
 _FIRST = ("step", "epoch", "split", "loss", "learning_rate", "grad_norm", "mean_layers")
 # Trainer's summary of a whole run, of which nothing happened at a step
 _SUMMARY = ("train_runtime", "total_flos")
+_BY_TASK = "accuracy_"
 _NOT_CURVES = ("runtime", "samples_per_second", "steps_per_second")
 
 
@@ -47,7 +48,7 @@ def write_curves(output: Path, log: Sequence[Mapping[str, Any]]) -> None:
             writer.writerows(rows)
 
     write_whole(output / "curves.csv", write)
-    figure = _draw(rows)
+    figure = draw_curves(rows)
     write_whole(output / "curves.png", lambda part: figure.savefig(part, format="png"))
 
 
@@ -62,7 +63,8 @@ def read_curves(folder: Path) -> list[dict[str, Any]]:
         ]
 
 
-def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
+def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """A matplotlib figure of rows as `read_curves` gives them: a panel for each kind of number."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -72,11 +74,14 @@ def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
         panels.append(("rougeL", "ROUGE-L F1 (validation)"))
     if any("mean_layers" in row for row in rows):
         panels.append(("mean_layers", "layers run per routed token (mean)"))
-    figure = Figure(figsize=(5.6 * len(panels), 4.2), dpi=120, layout="constrained")
+    tasks = [row for row in rows if any(key.startswith(_BY_TASK) for key in row)]
+    width = len(panels) + bool(tasks)
+    figure = Figure(figsize=(5.6 * width, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (key, label) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    row_of_axes = figure.subplots(1, width, squeeze=False)[0]
+    if tasks:
+        _draw_tasks(row_of_axes[-1], tasks)
+    for axes, (key, label) in zip(row_of_axes, panels, strict=False):
         lines = [("training", key, "-", "training"), ("validation", key, "o-", "validation")]
         if key == "rougeL":
             lines = [("validation", name, "o-", name.partition("_")[2]) for name in scored]
@@ -93,3 +98,18 @@ def _draw(rows: Sequence[Mapping[str, Any]]) -> Any:
         axes.grid(alpha=0.25)
         axes.legend()
     return figure
+
+
+def _draw_tasks(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line of colour for each task, blank where training did not see it."""
+    names = list(dict.fromkeys(key for row in rows for key in row if key.startswith(_BY_TASK)))
+    # drills behind the tasks that they are for
+    names.sort(key=lambda name: name.startswith(f"{_BY_TASK}drill_"))
+    steps = [0, *(row["step"] for row in rows)]
+    shares = [[row.get(name, math.nan) for row in rows] for name in names]
+    drawn = axes.pcolormesh(steps, range(len(names) + 1), shares, vmin=0, vmax=1)
+    axes.figure.colorbar(drawn, ax=axes, label="answer tokens foretold in training")
+    labels = [name.removeprefix(_BY_TASK) for name in names]
+    axes.set_yticks([place + 0.5 for place in range(len(names))], labels, fontsize="x-small")
+    axes.invert_yaxis()
+    axes.set_xlabel("optimizer step")

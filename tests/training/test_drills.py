@@ -99,7 +99,18 @@ def _sort(_: str, question: str) -> str:
     return " ".join(sorted(words, reverse="from Z to A" in question))
 
 
+def _recall(text: str, question: str) -> str:
+    if text.startswith("Key: "):
+        return _key(text, question)
+    if ": " not in text:
+        return _hops(text, f"{question} once")
+    column = re.match(r"\w+: (\w+)", text)[1]
+    owner = any(line.startswith(f"{question}: ") for line in text.split("; "))
+    return _table(text, f"{question} {column}" if owner else question)
+
+
 SOLVERS = {
+    "drill_recall": _recall,
     "drill_table": _table,
     "drill_hops": _hops,
     "drill_key": _key,
@@ -111,7 +122,7 @@ SOLVERS = {
 
 def test_answers_are_right_and_asked_once():
     kinds, worded = Counter(), Counter()
-    for record in islice(drill_records(7), 1000):
+    for record in [*islice(drill_records(7), 1000), *islice(drill_records(8, 0, KINDS), 1000)]:
         questions = [question for question, _ in record["turns"]]
         for question, answer in record["turns"]:
             assert (
@@ -161,6 +172,10 @@ def test_training_hears_the_answers_alone():
 
 
 def test_the_stream_goes_on_anywhere():
+    kinds = ("drill_sort", "drill_recall")
+    some = list(islice(drill_records(3, 0, kinds), 40))
+    assert {record["family"] for record in some} == {*kinds}
+    assert list(islice(drill_records(3, 25, kinds), 15)) == some[25:]
     whole = list(islice(drill_records(3), 40))
     assert list(islice(drill_records(3, 25), 15)) == whole[25:]
     assert list(islice(drill_records(4), 40)) != whole
@@ -180,6 +195,8 @@ def test_a_phase_has_its_share(share):
     assert len(families) == POOL
 
 
-def test_a_share_beyond_all_is_refused():
+def test_a_share_beyond_all_and_unknown_kinds_are_refused():
     with one_line_error(ValueError, "drills: got 1.5, expected 0 to 1"):
         Phase(1000, 2, drills=1.5).check()
+    with one_line_error(ValueError, "kinds: got 'table', expected one of drill_table, "):
+        Phase(1000, 2, drills=0.5, kinds=("table",)).check()

@@ -8,7 +8,7 @@ dozen times. Two of three questions are short, a key right before its answer ("N
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -42,16 +42,21 @@ Drill = tuple[str, list[Turn]]
 _CALENDAR = next(family for family in NUMBER_FAMILIES if family.name == "calendar")
 
 
-def drill_records(seed: int, start: int = 0) -> Iterator[dict[str, Any]]:
-    """Records `start`, `start` + 1, … of the endless stream of a seed.
+def drill_records(seed: int, start: int = 0, kinds: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Records `start`, `start` + 1, … of the endless stream of a seed, of these kinds, all but
+    "drill_recall" by default. ValueError for an unknown kind.
 
     Fields: instruction, input, family (the kind of drill), turns: (question, answer) in order,
     output: all of them as text. Training hears the answers alone. No question is one of the suite's
     validation or test split.
     """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ValueError(f"kinds: got {kind!r}, expected one of {', '.join(KINDS)}")
+    names = [kind.removeprefix("drill_") for kind in kinds] or _WEIGHTED
     for place in count(start):
         dice = Dice(seed, "drill", place)
-        kind = dice.pick(_WEIGHTED)
+        kind = dice.pick(names)
         text, turns = _KINDS[kind](dice)
         while not turns:
             text, turns = _KINDS[kind](dice)
@@ -118,6 +123,37 @@ def _hops(dice: Dice) -> Drill:
     return text, _turns(dice, "hops", asked)
 
 
+def _recall(dice: Dice) -> Drill:
+    """Bare keys, each in the token before its answer: the least of all look-ups."""
+    n, form = dice.between(3, 9), dice.below(4)
+    if form == 0:
+        words = dice.sample(WORDS, 2 * n)
+        key = dict(zip(words[:n], words[n:], strict=True))
+        return key_text(dice, key, dice.sample(words[:n], 2)), dice.shuffled(list(key.items()))
+    if form == 1:
+        names = dice.sample(NAMES, 2 * n)
+        edges = list(zip(names[:n], names[n:], strict=True))
+        problems = [(edge[0], hops_question(edge, edges, "", 1)) for edge in edges]
+        return chain_text(dice, edges), _answered("hops", dice.shuffled(problems))
+    column = dice.pick(tuple(COLUMNS))
+    cells = dice.sample(COLUMNS[column], n)
+    names = dice.sample(NAMES, n)
+    kind, shown = ("cell", names) if form == 2 else ("who", cells)
+    problems = [
+        (shown[at], table_question(names, [column], [cells], kind, at, 0)) for at in range(n)
+    ]
+    return table_text(names, [column], [cells]), _answered("table", dice.shuffled(problems))
+
+
+def _answered(family: str, asked: list[tuple[str, Problem]]) -> list[Turn]:
+    """Without what validation and test ask."""
+    return [
+        (question, problem.references[0])
+        for question, problem in asked
+        if split_of(family, problem.key) == "train"
+    ]
+
+
 def _key(dice: Dice) -> Drill:
     n = dice.between(1, 6)
     words = dice.sample(WORDS, 2 * n + 4)
@@ -171,7 +207,8 @@ _KINDS = {
     "count": _count,
     "calendar": _calendar,
     "sort": _sort,
+    "recall": _recall,
 }
-# a look-up is what the other questions of a text begin with
+# as often as they are drawn where a phase names none
 _WEIGHTED = ("table", "table", "hops", "key", "key", "count", "calendar", "sort")
 KINDS = tuple(f"drill_{kind}" for kind in _KINDS)

@@ -9,6 +9,7 @@ from typing import Any
 
 from dynkern.arguments import check_integer, check_number, shown
 from dynkern.tasks import records
+from dynkern.training.pretraining.drills import drill_records
 
 FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 DEFAULT_RECIPE = FOLDER / "opt-tasks-10m.json"
@@ -19,7 +20,8 @@ class Phase:
     """Until so many tokens were read in all: which tasks, how many layers, how many left out.
 
     families, difficulties: () for all. layerdrop: the rate at the phase's end, to which it goes in
-    a straight line from that of the phase before. drills: the share of records that are drills.
+    a straight line from that of the phase before. drills: the share of records that are drills,
+    of these kinds.
     """
 
     until_tokens: int
@@ -28,6 +30,7 @@ class Phase:
     difficulties: tuple[int, ...] = ()
     layerdrop: float = 0.0
     drills: float = 0.0
+    kinds: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise a one-line ValueError on anything out of range."""
@@ -36,6 +39,7 @@ class Phase:
         check_number("layerdrop", self.layerdrop, lambda x: 0 <= x < 1, "0 to below 1")
         check_number("drills", self.drills, lambda x: 0 <= x <= 1, "0 to 1")
         records("train", 0, self.families, self.difficulties)
+        next(drill_records(0, 0, self.kinds))
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def _made(kind: type, what: str, value: Any) -> Any:
         if name not in names:
             raise ValueError(f"{what}: got {name!r}, expected one of {', '.join(names)}")
     given = dict(value)
-    for name in ("phases", "families", "difficulties"):
+    for name in ("phases", "families", "difficulties", "kinds"):
         if name in given:
             if not isinstance(given[name], list):
                 raise ValueError(f"{name}: got {shown(given[name])}, expected a list")

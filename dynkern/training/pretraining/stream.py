@@ -85,7 +85,7 @@ class TaskStream:
         tasks = POOL - drills
         rows = [
             *islice(records("train", self.seed, families, difficulties, self.pool * tasks), tasks),
-            *islice(drill_records(self.seed, self.pool * drills), drills),
+            *islice(drill_records(self.seed, self.pool * drills, self.phase.kinds), drills),
         ]
         sequences = encode(self.tokenizer, rows, self.max_positions)
         dice = random.Random(f"{self.seed}-{self.pool}")
