@@ -31,7 +31,7 @@ ORDER = [
     ["kernels"],
     [
         *("cost", "routes", "rng", "data", "controller_file", "machine", "assets", "_version"),
-        *("arguments", "manifest", "report"),
+        *("arguments", "manifest", "report", "team"),
     ],
     ["tasks", "files"],
 ]

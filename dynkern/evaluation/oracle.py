@@ -25,12 +25,12 @@ from dynkern.evaluation.sweep import (
     encode_prompts,
     model_identity,
 )
-from dynkern.evaluation.team import Team
 from dynkern.files import make_folder
 from dynkern.llm import LLM
 from dynkern.routes import check_choice
 from dynkern.runtime.engine import RunOptions
 from dynkern.runtime.request import SamplingParams
+from dynkern.team import Team
 
 
 @dataclass(frozen=True)

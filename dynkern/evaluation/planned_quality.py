@@ -22,7 +22,6 @@ from dynkern.evaluation.parts import write_part
 from dynkern.evaluation.progress import Progressing
 from dynkern.evaluation.sweep import SweepConfig, sweep
 from dynkern.evaluation.tables import draw_lines, write_csv
-from dynkern.evaluation.team import Team
 from dynkern.files import make_folder
 from dynkern.models.checkpoint import read_config, resolve_model
 from dynkern.models.opt import spec_from_config
@@ -30,6 +29,7 @@ from dynkern.models.storage import DTYPES
 from dynkern.ops.backends import BACKENDS
 from dynkern.report import write_report
 from dynkern.routes import check_choice
+from dynkern.team import Team
 
 
 @dataclass(frozen=True)

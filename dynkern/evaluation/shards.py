@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dynkern.evaluation.team import Team
+from dynkern.team import Team
 
 
 def shard_path(whole: Path, team: Team) -> Path:

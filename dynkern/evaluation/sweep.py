@@ -21,7 +21,6 @@ from dynkern.evaluation.report import RUN_KEYS, plot_curve, print_table, write_r
 from dynkern.evaluation.samples import SampleStore, rows_of
 from dynkern.evaluation.shards import check_leftover, shard_path, shard_paths
 from dynkern.evaluation.speed import SpeedReport, TimingPlan, measure_speed
-from dynkern.evaluation.team import Team
 from dynkern.files import make_folder
 from dynkern.llm import LLM
 from dynkern.policies import check_policy, is_planned
@@ -30,6 +29,7 @@ from dynkern.report import Report, write_report
 from dynkern.routes import check_choice
 from dynkern.runtime.engine import RunOptions
 from dynkern.runtime.request import Policy
+from dynkern.team import Team
 
 # batches that the timing pass runs at natural lengths; more prompts say nothing new about time
 TIMED_BATCHES = 4

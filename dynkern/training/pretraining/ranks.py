@@ -2,72 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
-# the others wait while the first one evaluates
-PATIENCE = timedelta(hours=2)
+from dynkern.team import Team
 
 
-class Ranks:
-    """rank, size: from RANK and WORLD_SIZE, alone without them; sums go over gloo.
+class Ranks(Team):
+    """A team whose members add up their gradients, over gloo.
 
-    ValueError where the environment makes no sense or `shares`, the batches of a step, cannot be
-    shared out evenly.
+    shares: batches of a step. ValueError where the processes cannot share them out evenly.
     """
 
     def __init__(self, shares: int) -> None:
-        try:
-            self.rank = int(os.environ.get("RANK", "0"))
-            self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        except ValueError as error:
-            raise ValueError(f"RANK, WORLD_SIZE: {error}, expected numbers") from None
-        if not 0 <= self.rank < self.size:
-            raise ValueError(f"RANK: got {self.rank}, expected 0 to {self.size - 1} (WORLD_SIZE)")
+        super().__init__()
         if shares % self.size:
             raise ValueError(
                 f"accumulation: got {shares}, expected a multiple of {self.size} processes"
             )
 
     @property
-    def leads(self) -> bool:
-        """Whether this process writes what is written once."""
-        return self.rank == 0
-
-    @property
-    def device(self) -> torch.device:
-        """This process's GPU, or the CPU where there is none."""
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        place = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-        return torch.device("cuda", place)
-
-    def __enter__(self) -> Ranks:
-        if self.size > 1:
-            torch.distributed.init_process_group("gloo", timeout=PATIENCE)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.size > 1:
-            torch.distributed.destroy_process_group()
-
-    def wait(self) -> None:
-        """Return once all have come here."""
-        if self.size > 1:
-            torch.distributed.barrier()
+    def place(self) -> torch.device:
+        """What this process computes on."""
+        return torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def sum_up(self, parameters: Iterable[Tensor], numbers: Sequence[float]) -> list[float]:
-        """Add the gradients of all processes into each, and hand back the sums of `numbers`."""
+        """Add the gradients of all processes into each, and hand back the sums of `numbers`. All
+        must have `wait`ed once before.
+        """
         if self.size == 1:
             return list(numbers)
         gradients = [p.grad for p in parameters if p.grad is not None]

@@ -90,7 +90,7 @@ def run_pretrain(
                 f"output: {config.output / FILE_NAME} is left of a run; --resume goes on with it, "
                 "or take another folder"
             )
-        device = ranks.device
+        device = ranks.place
         in_bfloat16 = _in_bfloat16(config.precision, device)
         if ranks.leads:
             _remember(
