@@ -77,14 +77,17 @@ def _training(training: Mapping[str, Any] | None) -> str:
     # what a reader must know who wants the same weights
     lines += [training["note"], ""] if training.get("note") else []
     if recipe.get("phases"):
-        lines += ["| until tokens | layers | families | difficulties | LayerDrop | drills |"]
-        lines += ["|---|---|---|---|---|---|"]
+        lines += [
+            "| until tokens | layers | families | difficulties | LayerDrop | drills | batches a step |"
+        ]
+        lines += ["|---|---|---|---|---|---|---|"]
         for phase in recipe["phases"]:
             families = ", ".join(phase.get("families") or ["all"])
             levels = ", ".join(map(str, phase.get("difficulties") or ["all"]))
             lines.append(
                 f"| {phase['until_tokens']:,} | {phase['layers']} | {families} | {levels} | "
-                f"{phase.get('layerdrop', 0.0):g} | {_drills(phase)} |"
+                f"{phase.get('layerdrop', 0.0):g} | {_drills(phase)} | "
+                f"{phase.get('accumulation') or recipe.get('accumulation', 1)} |"
             )
         rest = {key: value for key, value in recipe.items() if key != "phases"}
         lines += ["", ", ".join(f"{key} {value}" for key, value in rest.items()) + ".", ""]

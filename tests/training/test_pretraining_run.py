@@ -171,7 +171,9 @@ def test_what_does_not_fit_the_stopped_run_is_one_line(whole, tmp_path):
 
 
 def test_two_processes_share_out_what_one_does(tmp_path):
-    save_recipe(tmp_path, accumulation=2, batch_tokens=250)
+    first, *others = RECIPE["phases"]
+    phases = [{**first, "accumulation": 4}, *others]
+    save_recipe(tmp_path, phases=phases, accumulation=2, batch_tokens=250)
     alone = run(tmp_path, "alone")
     config = PretrainConfig(tmp_path / "two", tmp_path / "recipe.json", precision="float32")
     # without a judge, which only adds scores to what is kept
@@ -179,6 +181,8 @@ def test_two_processes_share_out_what_one_does(tmp_path):
     facts = [json.loads((f / "pretrain.json").read_text()) for f in (alone, tmp_path / "two")]
     assert [part["processes"] for part in facts] == [1, 2]
     assert facts[0]["tokens"] == facts[1]["tokens"] and facts[0]["steps"] == facts[1]["steps"]
+    # of 1000 tokens each up to 2500, then of 500
+    assert facts[0]["steps"] == pytest.approx(3 + 9, abs=2)
     losses = []
     for folder in (alone, tmp_path / "two"):
         log = torch.load(folder / "state.pt", weights_only=True)["progress"]["log"]
@@ -187,7 +191,11 @@ def test_two_processes_share_out_what_one_does(tmp_path):
 
 
 def test_processes_that_cannot_share_are_one_line(tmp_path, monkeypatch):
-    save_recipe(tmp_path, accumulation=3)
+    phases = [
+        {**RECIPE["phases"][0], "accumulation": 2},
+        {**RECIPE["phases"][1], "accumulation": 3},
+    ]
+    save_recipe(tmp_path, phases=phases)
     for size, rank, message in (
         ("2", "0", "accumulation: got 3, expected a multiple of 2 processes"),
         ("2", "2", "RANK: got 2, expected 0 to 1"),

@@ -13,15 +13,16 @@ from dynkern.team import Team
 class Ranks(Team):
     """A team whose members add up their gradients, over gloo.
 
-    shares: batches of a step. ValueError where the processes cannot share them out evenly.
+    batches: of a step, in each phase. ValueError where the processes cannot share them out evenly.
     """
 
-    def __init__(self, shares: int) -> None:
+    def __init__(self, batches: Iterable[int]) -> None:
         super().__init__()
-        if shares % self.size:
-            raise ValueError(
-                f"accumulation: got {shares}, expected a multiple of {self.size} processes"
-            )
+        for count in batches:
+            if count % self.size:
+                raise ValueError(
+                    f"accumulation: got {count}, expected a multiple of {self.size} processes"
+                )
 
     @property
     def place(self) -> torch.device:

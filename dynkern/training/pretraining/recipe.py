@@ -21,7 +21,7 @@ class Phase:
 
     families, difficulties: () for all. layerdrop: the rate at the phase's end, to which it goes in
     a straight line from that of the phase before. drills: the share of records that are drills,
-    of these kinds.
+    of these kinds. accumulation: as the recipe's, 0 for that.
     """
 
     until_tokens: int
@@ -31,11 +31,13 @@ class Phase:
     layerdrop: float = 0.0
     drills: float = 0.0
     kinds: tuple[str, ...] = ()
+    accumulation: int = 0
 
     def check(self) -> None:
         """Raise a one-line ValueError on anything out of range."""
         check_integer("until_tokens", self.until_tokens, 1)
         check_integer("layers", self.layers, 1)
+        check_integer("accumulation", self.accumulation, 0)
         check_number("layerdrop", self.layerdrop, lambda x: 0 <= x < 1, "0 to below 1")
         check_number("drills", self.drills, lambda x: 0 <= x <= 1, "0 to 1")
         records("train", 0, self.families, self.difficulties)
@@ -109,6 +111,10 @@ class Recipe:
                 )
             before = phase
         check_integer("decay_tokens", self.decay_tokens, 0, self.tokens)
+
+    def batches(self, number: int) -> int:
+        """Of a step in a phase."""
+        return self.phases[number].accumulation or self.accumulation
 
     def layerdrop(self, number: int, tokens: int) -> float:
         """The rate in a phase, once `tokens` were read in all."""

@@ -82,7 +82,7 @@ def run_pretrain(
     console = console or Console()
     check_choice("precision", config.precision, PRECISIONS)
     recipe = read_recipe(config.recipe)
-    with Ranks(recipe.accumulation) as ranks:
+    with Ranks(recipe.batches(number) for number in range(len(recipe.phases))) as ranks:
         make_folder(config.output)
         kept = load_state(config.output)
         if kept is not None and not config.resume:
@@ -177,7 +177,7 @@ class _Run:
         )
         batches = iter(stream)
         while progress.tokens < phase.until_tokens:
-            step = list(islice(batches, self.recipe.accumulation))
+            step = list(islice(batches, self.recipe.batches(number)))
             stop = self._step(number, step, interrupts.seen)
             progress.pool, progress.batch = stream.pool, stream.batch
             if progress.tokens - progress.evaluated_at >= self.recipe.eval_tokens:
