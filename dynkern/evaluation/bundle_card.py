@@ -77,10 +77,8 @@ def _training(training: Mapping[str, Any] | None) -> str:
     # what a reader must know who wants the same weights
     lines += [training["note"], ""] if training.get("note") else []
     if recipe.get("phases"):
-        lines += [
-            "| until tokens | layers | families | difficulties | LayerDrop | drills | batches a step |"
-        ]
-        lines += ["|---|---|---|---|---|---|---|"]
+        heads = ("layers", "families", "difficulties", "LayerDrop", "drills", "batches a step")
+        lines += [_row("until tokens", heads), _row("---", ["---"] * len(heads))]
         for phase in recipe["phases"]:
             families = ", ".join(phase.get("families") or ["all"])
             levels = ", ".join(map(str, phase.get("difficulties") or ["all"]))
