@@ -45,6 +45,7 @@ def draw_pretrain(rows: Rows, target: Path) -> None:
 # name of the CSV and of the PNG, and what draws it
 FIGURES: dict[str, Callable[[Rows, Path], None]] = {
     "eval": draw_eval,
+    "eval_tasks": draw_eval,
     "cpu": cpu_plot.draw,
     "end_to_end": latency_plot.draw,
     "depths": depths_plot.draw,

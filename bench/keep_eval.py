@@ -2,7 +2,8 @@
 
 OUTPUT is the folder that eval wrote; MODEL and DATA name in words what it ran on, since paths of
 somebody's machine say nothing: of a path only the last part is kept. Rows go to FOLDER/eval.csv
-(bench/results by default), the plot beside it.
+(bench/results by default), those of the synthetic task suite to FOLDER/eval_tasks.csv, the plot
+beside them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 from bench.results_file import append, commit
+from dynkern.tasks import is_task_source
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = (
@@ -64,8 +66,9 @@ def main(arguments: list[str]) -> int:
         }
         for run in content["runs"]
     ]
-    append(folder / "eval.csv", rows)
-    shutil.copy(output / "curve.png", folder / "eval.png")
+    name = "eval_tasks" if is_task_source(meta["arguments"]["data"]) else "eval"
+    append(folder / f"{name}.csv", rows)
+    shutil.copy(output / "curve.png", folder / f"{name}.png")
     return 0
 
 

@@ -180,6 +180,7 @@ OWN_TEST = {
         "bench/test_depths.py",
         "invoke(depths,",
     ),
+    "python -m bench.keep_eval OUTPUT MODEL DATA": ("bench/test_keep_eval.py", "keep_eval.main"),
     "python -m bench.keep_reproduce OUTPUT SECONDS": (
         "bench/test_keep_reproduce.py",
         "keep_reproduce.main",
@@ -218,7 +219,6 @@ SKIPPED = {
     "accelerate launch": "the same processes as torchrun's",
     "pip install '.[bench]'": "asks the package index for several GB of peers",
     "pip install '.[gpu]'": "asks the package index for Triton",
-    "python -m bench.keep_eval OUTPUT MODEL DATA": "appends to the committed results",
     "python -m tests.support.sanitize": "minutes; tests/csrc/test_csrc_sanitize.py runs a part",
     "torchrun -m dynkern finetune …": "the same launch as oracle's, which a test runs",
 }
