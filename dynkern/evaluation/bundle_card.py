@@ -120,8 +120,12 @@ def _scores(facts: Mapping[str, Any]) -> str:
         f"Teacher-forced loss of the answers: {bundle['loss']:.4f} nats a token, "
         f"{wide['loss']:.4f} in float32.",
     ]
-    for key in ("difficulty", "family"):
-        lines += ["", _row(key, labels), _row("---", ["---"] * len(labels))]
+    for key, head in (
+        ("difficulty", "difficulty"),
+        ("exact_difficulty", "difficulty, right to the letter"),
+        ("family", "family"),
+    ):
+        lines += ["", _row(head, labels), _row("---", ["---"] * len(labels))]
         for kind in bundle[key][labels[0]]:
             lines.append(_row(kind, [f"{bundle[key][label][kind]:.3f}" for label in labels]))
     return "\n".join([*lines, ""])

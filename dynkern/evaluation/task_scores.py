@@ -34,13 +34,15 @@ def score_tasks(
     report: Report = lambda done, total, label: None,
 ) -> dict[str, Any]:
     """Mean ROUGE-L F1 of greedy answers by label of `policies`: "rougeL"; "exact": share of answers
-    that are a reference to the letter; "family" and "difficulty": ROUGE-L of each, by label.
+    that are a reference to the letter; "family" and "difficulty": ROUGE-L of each, by label;
+    "exact_difficulty": "exact" of each.
     """
     bos = llm.spec.bos_token_id
     prompts = [encode_prompt(llm.tokenizer, record, "plain", None, bos) for record in records]
     # rows of a batch are prefilled together: like lengths waste nothing
     order = sorted(range(len(records)), key=lambda place: len(prompts[place].ids))
-    found: dict[str, Any] = {"rougeL": {}, "exact": {}, "family": {}, "difficulty": {}}
+    names = ("rougeL", "exact", "family", "difficulty", "exact_difficulty")
+    found: dict[str, Any] = {name: {} for name in names}
     for number, (label, policy) in enumerate(policies.items()):
         scores, exact = [0.0] * len(records), [False] * len(records)
         for start in range(0, len(order), BATCH_SIZE):
@@ -62,7 +64,9 @@ def score_tasks(
         found["rougeL"][label] = sum(scores) / len(scores)
         found["exact"][label] = sum(exact) / len(exact)
         found["family"][label] = _by([r.family for r in records], scores)
-        found["difficulty"][label] = _by([r.difficulty for r in records], scores)
+        difficulties = [record.difficulty for record in records]
+        found["difficulty"][label] = _by(difficulties, scores)
+        found["exact_difficulty"][label] = _by(difficulties, exact)
     report(len(order) * len(policies), len(order) * len(policies), "")
     return found
 

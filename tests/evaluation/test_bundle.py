@@ -82,6 +82,10 @@ def test_scores_and_card_say_what_was_measured(made):
     assert f"| this bundle | {' | '.join(values)} |" in page
     lost = [f"{wide['rougeL'][k] - v:.3f}" for k, v in bundle["rougeL"].items()]
     assert f"| lost by int8 | {' | '.join(lost)} |" in page
+    assert "difficulty, right to the letter" in page
+    for label, share in bundle["exact"].items():
+        assert 0 <= share <= 1
+        assert set(bundle["exact_difficulty"][label]) == set(bundle["difficulty"][label])
     assert f"on {PREDICTOR_PROMPTS} records" in page
 
 
@@ -95,6 +99,18 @@ def test_a_second_call_makes_it_anew_from_the_same_table(made, capsys):
     names = ("model.int8.safetensors", "predictor/predictor.safetensors", "config.json")
     for name in names:
         assert (made / "AGAIN" / name).read_bytes() == (made / "BUNDLE" / name).read_bytes()
+
+
+def test_a_card_tells_each_phase():
+    phase = {"until_tokens": 5000, "layers": 4, "drills": 0.25}
+    phases = [{**phase, "kinds": ["drill_key", "drill_sort", "drill_key"]}, phase]
+    phases[1] = {**phase, "accumulation": 3, "families": ["copy"], "layerdrop": 0.125}
+    training = {"tokens": 7, "recipe": {"phases": phases, "accumulation": 2, "seed": 9}}
+    model = {"layers": 4, "width": 8, "parameters": 1.5, "vocab": 300, "positions": 64}
+    page = card("name", {"model": model, "training": training, "predictor_prompts": 0})
+    assert "| 5,000 | 4 | all | all | 0 | 0.25: 2 × key, sort | 2 |" in page
+    assert "| 5,000 | 4 | copy | all | 0.125 | 0.25 | 3 |" in page
+    assert "accumulation 2, seed 9." in page
 
 
 def test_a_card_without_scores_or_training_says_so():

@@ -173,6 +173,17 @@ def test_the_shipped_recipe_made_the_shipped_bundle():
 
 
 @shipped
+def test_what_the_shipped_bundle_was_scored_is_what_was_wanted():
+    scores = json.loads((bundle_folder() / "scores.json").read_text())["scores"]["bundle"]
+    full, most, half, quarter = scores["rougeL"].values()
+    assert full >= 0.8 and most >= 0.9 * full
+    assert most > half + 0.02 and half > quarter + 0.02
+    for label, source in (("full", "exact_difficulty"), ("1/4", "difficulty")):
+        levels = [scores[source][label][level] for level in "1234"]
+        assert levels == sorted(levels, reverse=True)
+
+
+@shipped
 def test_the_shipped_bundle_answers_and_loses_by_skipping():
     llm = LLM()
     records = load_records("tasks:test", limit=64)
