@@ -14,7 +14,7 @@ from typing import Any
 from bench import cost_model_plot, cpu_plot, depths_plot, latency_plot, scaling_plot
 from bench.results_file import read
 from dynkern.evaluation.report import plot_curve
-from dynkern.training.curves import draw_curves
+from dynkern.training.curves import draw_curves, numbered
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Rows = list[dict[str, str]]
@@ -35,11 +35,7 @@ def draw_eval(rows: Rows, target: Path) -> None:
 
 def draw_pretrain(rows: Rows, target: Path) -> None:
     """Loss, scores and accuracy by family of the run that made the shipped weights."""
-    numbers = [
-        {name: cell if name == "split" else float(cell) for name, cell in row.items() if cell}
-        for row in rows
-    ]
-    draw_curves(numbers).savefig(target, format="png")
+    draw_curves(numbered(rows)).savefig(target, format="png")
 
 
 # name of the CSV and of the PNG, and what draws it

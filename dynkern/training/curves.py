@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,15 @@ def read_curves(folder: Path) -> list[dict[str, Any]]:
     if not (folder / "curves.csv").is_file():
         return []
     with (folder / "curves.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            {name: cell if name == "split" else float(cell) for name, cell in row.items() if cell}
-            for row in csv.DictReader(file)
-        ]
+        return numbered(csv.DictReader(file))
+
+
+def numbered(rows: Iterable[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Rows of a curves.csv with numbers as such, empty cells left out."""
+    return [
+        {name: cell if name == "split" else float(cell) for name, cell in row.items() if cell}
+        for row in rows
+    ]
 
 
 def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Any:

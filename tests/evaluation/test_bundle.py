@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from dynkern.allocation.predictor import load_predictor
 from dynkern.cli import main
+from dynkern.data import load_records
 from dynkern.evaluation.bundle import bundle_bytes, write_model
 from dynkern.evaluation.bundle_card import card
 from dynkern.llm import LLM
@@ -83,9 +85,11 @@ def test_scores_and_card_say_what_was_measured(made):
     lost = [f"{wide['rougeL'][k] - v:.3f}" for k, v in bundle["rougeL"].items()]
     assert f"| lost by int8 | {' | '.join(lost)} |" in page
     assert "difficulty, right to the letter" in page
-    for label, share in bundle["exact"].items():
-        assert 0 <= share <= 1
-        assert set(bundle["exact_difficulty"][label]) == set(bundle["difficulty"][label])
+    levels = Counter(str(r.difficulty) for r in load_records("tasks:test", limit=facts["records"]))
+    for one, whole in (("difficulty", "rougeL"), ("exact_difficulty", "exact")):
+        for label, parts in bundle[one].items():
+            mean = sum(parts[level] * n for level, n in levels.items()) / levels.total()
+            assert set(parts) == set(levels) and mean == pytest.approx(bundle[whole][label])
     assert f"on {PREDICTOR_PROMPTS} records" in page
 
 

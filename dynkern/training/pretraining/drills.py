@@ -8,7 +8,7 @@ dozen times. Two of three questions are short, a key right before its answer ("N
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -37,6 +37,8 @@ ASKED = "\n### Response:\n"
 SHORT_TIMES = ("", "once", "twice", "three times", "four times")
 
 Turn = tuple[str, str]
+# a question in short, and the problem that it asks
+Asked = tuple[str, Problem]
 Drill = tuple[str, list[Turn]]
 
 _CALENDAR = next(family for family in NUMBER_FAMILIES if family.name == "calendar")
@@ -69,15 +71,13 @@ def drill_records(seed: int, start: int = 0, kinds: Sequence[str] = ()) -> Itera
         }
 
 
-def _turns(dice: Dice, family: str, asked: list[tuple[str, Problem]]) -> list[Turn]:
+def _turns(dice: Dice, family: str, asked: Iterable[Asked]) -> list[Turn]:
     """Short or worded, as the dice say; each once, or later ones could be read off the earlier, and
     without what validation and test ask.
     """
     turns = []
-    # a key each
-    for short, problem in {problem.key: (short, problem) for short, problem in asked}.values():
-        if split_of(family, problem.key) != "train":
-            continue
+    once = {problem.key: (short, problem) for short, problem in asked}
+    for short, problem in _of_training(family, once.values()):
         wording = dice.pick([w for w in problem.wordings if "{text}" not in w])
         if dice.below(3):
             question = short
@@ -145,13 +145,14 @@ def _recall(dice: Dice) -> Drill:
     return table_text(names, [column], [cells]), _answered("table", dice.shuffled(problems))
 
 
-def _answered(family: str, asked: list[tuple[str, Problem]]) -> list[Turn]:
+def _answered(family: str, asked: Iterable[Asked]) -> list[Turn]:
+    """All short."""
+    return [(short, problem.references[0]) for short, problem in _of_training(family, asked)]
+
+
+def _of_training(family: str, asked: Iterable[Asked]) -> list[Asked]:
     """Without what validation and test ask."""
-    return [
-        (question, problem.references[0])
-        for question, problem in asked
-        if split_of(family, problem.key) == "train"
-    ]
+    return [pair for pair in asked if split_of(family, pair[1].key) == "train"]
 
 
 def _key(dice: Dice) -> Drill:

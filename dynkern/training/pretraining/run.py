@@ -217,11 +217,8 @@ class _Run:
             )
         progress.step += 1
         progress.tokens += sum(batch.tokens for batch in batches)
-        counted = torch.tensor(flat, dtype=torch.int64).view_as(counted)
-        progress.families += counted
-        progress.losses[0] += total
-        progress.losses[1] += int(counted[0].sum())
-        progress.losses[2] += int(counted[1].sum())
+        progress.families += torch.tensor(flat, dtype=torch.int64).view_as(counted)
+        progress.entropy += total
         if progress.step % LOG_STEPS == 0:
             self._log({"grad_norm": norm, "learning_rate": self.recipe.learning_rate * scale})
         return stops > 0
@@ -239,17 +236,17 @@ class _Run:
 
     def _log(self, more: dict[str, float]) -> None:
         progress = self.progress
-        total, count, right = progress.losses
-        progress.losses = [0.0, 0.0, 0.0]
-        entry = {"step": progress.step, "tokens": progress.tokens, "loss": total / count}
         counts, rights = progress.families.tolist()
+        count = sum(counts)
+        entry = {"step": progress.step, "tokens": progress.tokens, "loss": progress.entropy / count}
+        progress.entropy = 0.0
         progress.families.zero_()
         families = {
             f"accuracy_{name}": rights[number] / counts[number]
             for name, number in FAMILY_NUMBER.items()
             if counts[number]
         }
-        progress.log.append({**entry, "accuracy": right / count, **more, **families})
+        progress.log.append({**entry, "accuracy": sum(rights) / count, **more, **families})
 
     def _label(self) -> str:
         seen = [entry["loss"] for entry in self.progress.log[-1:] if "loss" in entry]
@@ -260,7 +257,7 @@ class _Run:
     @torch.no_grad()
     def _evaluate(self) -> None:
         progress = self.progress
-        if progress.losses[1]:
+        if progress.families.any():
             self._log({})
         progress.evaluated_at = progress.tokens
         if not self.ranks.leads:

@@ -18,8 +18,8 @@ FILE_NAME = "state.pt"
 class Progress:
     """How far a run is. phase: of the recipe. pool, batch: place in the phase's stream. grown_at:
     step at which the model got its layers. seconds: spent, evaluations included. log: entries as
-    `write_curves` takes them; evaluations: what was found at each. losses: sum, count and right
-    ones since the last entry. families: int64 [2, len(FAMILY_NUMBER)], labelled tokens and right
+    `write_curves` takes them; evaluations: what was found at each. entropy: the sum over labelled
+    tokens since the last entry. families: int64 [2, len(FAMILY_NUMBER)], labelled tokens and right
     ones since then.
     """
 
@@ -33,7 +33,7 @@ class Progress:
     seconds: float = 0.0
     log: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    entropy: float = 0.0
     families: torch.Tensor = field(
         default_factory=lambda: torch.zeros(2, len(FAMILY_NUMBER), dtype=torch.int64)
     )
