@@ -25,6 +25,9 @@ KERNELS = ("cpu", "triton", "cuda")
 # calls that share a clock reading: entering a backend and reading the clock take microseconds
 BURST_SECONDS = 2e-3
 MOST_CALLS = 512
+# untimed calls ahead of a burst: threads of whoever ran before (OpenMP's wait for 10 milliseconds
+# in a loop) would take a core from a short one
+LEAD_IN_SECONDS = 20e-3
 # calls of each round on a GPU, each with its caches emptied
 GPU_CALLS = 20
 
@@ -134,12 +137,15 @@ class _Turns:
                 yield lambda args=args: op(*args)
 
     def burst(self, name: str, count: int) -> Callable[[], float]:
-        """A run of `count` calls; its own seconds of one."""
+        """A run of `count` calls, behind a lead-in; its own seconds of one."""
         calls = self.calls(name)
 
         def run() -> float:
             some = [next(calls) for _ in range(count)]
             with use_backend(_backend(name)), torch.inference_mode():
+                ready = time.perf_counter() + LEAD_IN_SECONDS
+                while time.perf_counter() < ready:
+                    next(calls)()
                 start = time.perf_counter()
                 for call in some:
                     call()

@@ -45,6 +45,20 @@ inline void widen(const void* src, int64_t dtype, int64_t n, float* dst) {
 }
 
 template <class T>
+void add_as(const void* a, const void* b, int64_t n, float* dst) {
+  const auto *x = static_cast<const T*>(a), *y = static_cast<const T*>(b);
+  int64_t c = 0;
+  for (; c + kLanes <= n; c += kLanes) vstore(dst + c, vadd(vload(x + c), vload(y + c)));
+  if (c < n) vstore_n(dst + c, vadd(vload_n(x + c, n - c), vload_n(y + c, n - c)), n - c);
+}
+
+inline void add(const void* a, const void* b, int64_t dtype, int64_t n, float* dst) {
+  if (dtype == kBFloat16) return add_as<uint16_t>(a, b, n, dst);
+  if (dtype == kFloat16) return add_as<Half>(a, b, n, dst);
+  add_as<float>(a, b, n, dst);
+}
+
+template <class T>
 void narrow_as(const float* src, int64_t n, T* dst) {
   int64_t c = 0;
   for (; c + kLanes <= n; c += kLanes) vstore(dst + c, vload(src + c));

@@ -21,6 +21,7 @@
       DYNKERN_ISA::dot,                    \
       DYNKERN_ISA::widen,                  \
       DYNKERN_ISA::narrow,                 \
+      DYNKERN_ISA::add,                    \
       DYNKERN_ISA::draw_layers,            \
       DYNKERN_ISA::draw_gates,             \
       DYNKERN_ISA::sample,                 \

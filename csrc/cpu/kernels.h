@@ -81,6 +81,9 @@ struct PlainWeights {
   int64_t first_part;  // kQkv: which of q, k and v the rows begin with
 };
 
+// Groups of plain weights that are brought into the packed layout at a time: whole blocks of groups.
+constexpr int64_t kStretchGroups = 64;
+
 // Blocks of rows whose totals a thread holds at a time.
 constexpr int64_t kTileBlocks = 16;
 
@@ -125,7 +128,8 @@ struct LinearJob {
   int64_t splits;              // items of a panel: 1, 2 or 4
   const ActiveGroups* active;  // one for each block of rows, or null
   Output output;
-  float* const* tiles;  // scratch for each thread: [kTileBlocks * kMaxRows, 64]; plain: [m, 64]
+  float* const* tiles;  // scratch for each thread: [kTileBlocks * kMaxRows, 64]; plain:
+                         // [m + kStretchGroups, 64]
   float* const* best;   // kHead: for each thread [m], -inf at the start
   PlainWeights plain;
 };
@@ -168,6 +172,8 @@ struct Kernels {
   // n elements of a 16 or 32-bit float dtype to float32, and back, rounded to nearest even.
   void (*widen)(const void* src, int64_t dtype, int64_t n, float* dst);
   void (*narrow)(const float* src, int64_t dtype, int64_t n, void* dst);
+  // dst = a + b, n elements of such a dtype each; dst may be either of them where it is float32.
+  void (*add)(const void* a, const void* b, int64_t dtype, int64_t n, float* dst);
   // Keep bits [n_layers] of a row for a drawn program; scratch: [n_layers].
   void (*draw_layers)(const Decode& args, int64_t n_layers, int64_t row, float* scratch,
                       uint8_t* keep);

@@ -56,11 +56,18 @@ inline Linear plain_linear(const Matrix& w, const Rows2d& rows) {
   return {&w, kF32, {rows.data, rows.bytes, rows.dtype, 0}, 0, nullptr};
 }
 
+// Whether sums may read rows where they lie: as whole words, which float16 is not.
+inline bool in_words(const Rows2d& x, int64_t k) {
+  const bool even = k * element_bytes(x.dtype) % 4 == 0;
+  return x.dtype != kFloat16 && even && x.bytes % 4 == 0 &&
+         reinterpret_cast<uintptr_t>(x.data) % 4 == 0;
+}
+
 // Rows index[j] (j itself where it is null), first to first + m, as input of a plain linear.
 template <class Index>
 Input linear_input(const Kernels& kernel, Workspace& work, const Rows2d& x, int64_t k,
                    const Index* index, int64_t first, int64_t m) {
-  if (index == nullptr && x.dtype != kFloat16) {
+  if (index == nullptr && in_words(x, k)) {
     return {const_cast<uint8_t*>(x.row(first)), x.bytes, nullptr, nullptr, 0};
   }
   const int64_t stride = round_up(k * 4, 64);
@@ -71,7 +78,9 @@ Input linear_input(const Kernels& kernel, Workspace& work, const Rows2d& x, int6
     if (x.dtype == kFloat16) {
       kernel.widen(from, x.dtype, k, reinterpret_cast<float*>(to));
     } else {
-      std::memcpy(to, from, static_cast<size_t>(k * element_bytes(x.dtype)));
+      const auto bytes = static_cast<size_t>(k * element_bytes(x.dtype));
+      std::memcpy(to, from, bytes);
+      std::memset(to + bytes, 0, bytes % 4);  // an odd bfloat16 shares its word with a zero
     }
   }
   return input;

@@ -21,8 +21,9 @@ bool embed_op(const EmbedOp& args, Fault* fault) {
   const Rows2d positions(args.position_weight, args.position_stride, args.dtype);
   for (int64_t first = 0; first < args.n; first += kChunkRows) {
     const int64_t m = std::min(kChunkRows, args.n - first);
-    float* h = work.h.need(m * d);
+    float* h = nullptr;
     if (projected) {
+      h = work.h.need(m * d);
       const Matrix w{nullptr, nullptr, nullptr, d, e};
       Output output{};
       output.sink = Sink::kStore, output.out = h, output.ld = d;
@@ -30,16 +31,19 @@ bool embed_op(const EmbedOp& args, Fault* fault) {
       run_linear(kernel, work, n_threads, plain_linear(w, project),
                  linear_input(kernel, work, tokens, e, args.token_ids, first, m), m, output);
     }
-    float* temp = work.temp.need(n_threads * d);
+    float* temp = work.temp.need(n_threads * 2 * d);
     parallel_for(n_threads, m, [&](int64_t j, int64_t thread) {
-      float* row = h + j * d;
-      float* position = temp + thread * d;
-      if (!projected) kernel.widen(tokens.row(args.token_ids[first + j]), args.dtype, d, row);
-      kernel.widen(positions.row(args.positions[first + j] + args.position_offset), args.dtype, d,
-                   position);
-      for (int64_t c = 0; c < d; ++c) row[c] += position[c];
-      kernel.narrow(row, args.dtype, d,
-                    static_cast<uint8_t*>(args.out) + (first + j) * d * element);
+      const uint8_t* position = positions.row(args.positions[first + j] + args.position_offset);
+      uint8_t* out = static_cast<uint8_t*>(args.out) + (first + j) * d * element;
+      float* row = args.dtype == kFloat32 ? reinterpret_cast<float*>(out) : temp + 2 * thread * d;
+      if (projected) {
+        float* place = temp + (2 * thread + 1) * d;
+        kernel.widen(position, args.dtype, d, place);
+        kernel.add(h + j * d, place, kFloat32, d, row);
+      } else {
+        kernel.add(tokens.row(args.token_ids[first + j]), position, args.dtype, d, row);
+      }
+      if (args.dtype != kFloat32) kernel.narrow(row, args.dtype, d, out);
     });
   }
   return true;

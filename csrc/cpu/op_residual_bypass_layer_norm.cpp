@@ -50,18 +50,19 @@ class ResidualBypass {
       if (!once || output_of_[static_cast<size_t>(row)] == kAbsent) only_added.push_back(row);
     }
     const auto added = static_cast<int64_t>(only_added.size());
-    const auto add_only = [&](int64_t i, int64_t thread) {
-      add(only_added[static_cast<size_t>(i)], temp_ + 2 * thread * room_);
-    };
     if (!once) {
-      parallel_for(n_threads, added, [&](int64_t i, int64_t thread) { add_only(i, thread); });
+      parallel_for(n_threads, added, [&](int64_t i, int64_t thread) {
+        add(only_added[static_cast<size_t>(i)], temp_ + 2 * thread * room_);
+      });
       delta_of_.assign(delta_of_.size(), kAbsent);
     }
     parallel_for(n_threads, n_ + (once ? added : 0), [&](int64_t item, int64_t thread) {
-      if (item >= n_) return add_only(item - n_, thread);
-      float* row = temp_ + 2 * thread * room_;
-      add(args_.row_index[item], row);
-      hand_out(item, row, row + room_);
+      float* temp = temp_ + 2 * thread * room_;
+      if (item >= n_) {
+        add(only_added[static_cast<size_t>(item - n_)], temp);
+      } else {
+        hand_out(item, add(args_.row_index[item], temp), temp + room_);
+      }
     });
   }
 
@@ -77,32 +78,35 @@ class ResidualBypass {
     return true;
   }
 
-  // Row i of h with its delta, if it has one, stored and in `row` as it was stored.
-  void add(int64_t i, float* row) {
+  // Row i of h with its delta, if it has one, stored, and as it was stored: in place or in `temp`.
+  const float* add(int64_t i, float* temp) {
     const int64_t d = args_.hidden;
-    const auto eps = static_cast<float>(args_.eps);
     const Rows2d h(args_.h, args_.h_stride, args_.dtype);
     auto* stored = const_cast<uint8_t*>(h.row(i));
-    kernel_.widen(stored, args_.dtype, d, row);
+    float* row = args_.dtype == kFloat32 ? reinterpret_cast<float*>(stored) : temp;
     const int32_t j = delta_of_[static_cast<size_t>(i)];
-    if (j == kAbsent) return;
-    float* delta = row + room_;
-    kernel_.widen(Rows2d(args_.delta, args_.delta_stride, args_.dtype).row(j), args_.dtype, d,
-                  delta);
-    for (int64_t c = 0; c < d; ++c) row[c] += delta[c];
-    if (args_.norm == kPostNorm) kernel_.layer_norm(row, d, weight_, bias_, eps, row);
-    kernel_.narrow(row, args_.dtype, d, stored);
-    if (args_.dtype != kFloat32) kernel_.widen(stored, args_.dtype, d, row);
+    if (j != kAbsent) {
+      const Rows2d delta(args_.delta, args_.delta_stride, args_.dtype);
+      kernel_.add(stored, delta.row(j), args_.dtype, d, row);
+      if (args_.norm == kPostNorm) {
+        kernel_.layer_norm(row, d, weight_, bias_, static_cast<float>(args_.eps), row);
+      }
+      if (row == temp) kernel_.narrow(row, args_.dtype, d, stored);
+    }
+    if (row == temp) kernel_.widen(stored, args_.dtype, d, row);
+    return row;
   }
 
-  void hand_out(int64_t j, const float* row, float* normed) {
+  void hand_out(int64_t j, const float* row, float* temp) {
     const int64_t d = args_.hidden;
+    auto* out = static_cast<uint8_t*>(args_.out) + j * d * element_bytes(args_.dtype);
     if (args_.norm == kPreNorm) {
+      float* normed = args_.dtype == kFloat32 ? reinterpret_cast<float*>(out) : temp;
       kernel_.layer_norm(row, d, weight_, bias_, static_cast<float>(args_.eps), normed);
-      row = normed;
+      if (normed != temp) return;
+      row = temp;
     }
-    kernel_.narrow(row, args_.dtype, d,
-                   static_cast<uint8_t*>(args_.out) + j * d * element_bytes(args_.dtype));
+    kernel_.narrow(row, args_.dtype, d, out);
   }
 
   const ResidualBypassLayerNormOp& args_;

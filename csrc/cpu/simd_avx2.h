@@ -77,6 +77,24 @@ inline Vf vsum_each(const Vf (&x)[8]) {
   return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20),
                        _mm256_permute2f128_ps(low, high, 0x31));
 }
+// x[i][j] becomes x[j][i].
+inline void vtranspose(Vi (&x)[8]) {
+  Vi pair[8], four[8];
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_epi32(x[i], x[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    four[i] = _mm256_unpacklo_epi64(pair[i], pair[i + 2]);
+    four[i + 1] = _mm256_unpackhi_epi64(pair[i], pair[i + 2]);
+    four[i + 2] = _mm256_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+    four[i + 3] = _mm256_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    x[j] = _mm256_permute2x128_si256(four[j], four[4 + j], 0x20);
+    x[4 + j] = _mm256_permute2x128_si256(four[j], four[4 + j], 0x31);
+  }
+}
 // Round to nearest even.
 inline __m128i to_bf16(Vf x) {
   const Vi bits = _mm256_castps_si256(x);
@@ -122,6 +140,9 @@ inline int32_t vstore_i8(uint8_t* p, Vf x) {
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_far(const void* p) {  // to the second cache
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 
 // The indices of non-zero words among 8, appended to `out`; returns how many.
 inline int64_t append_nonzero(Vi words, uint32_t first_index, uint32_t* out) {
@@ -135,6 +156,9 @@ inline int64_t append_nonzero(Vi words, uint32_t first_index, uint32_t* out) {
 }
 inline Vi load_words(const uint32_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const Vi*>(p));
+}
+inline void store_words(uint8_t* p, Vi x) {
+  _mm256_storeu_si256(reinterpret_cast<Vi*>(p), x);
 }
 inline Vi or_words(Vi a, Vi b) { return _mm256_or_si256(a, b); }
 

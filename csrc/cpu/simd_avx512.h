@@ -80,6 +80,31 @@ inline Vf vsum_each(const Vf (&x)[16]) {
   // four[i] holds quarter sums of x[4 i .. 4 i + 3] in each of its 128-bit parts
   return halve(halve(four[0], four[1]), halve(four[2], four[3]));
 }
+// x[i][j] becomes x[j][i].
+inline void vtranspose(Vi (&x)[16]) {
+  Vi pair[16], four[16];
+  for (int i = 0; i < 16; i += 2) {
+    pair[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+    pair[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    four[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
+    four[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
+    four[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+    four[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+  }
+  // part p of four[i + j] holds column 4 p + j of rows i to i + 3
+  for (int j = 0; j < 4; ++j) {
+    const Vi even_low = _mm512_shuffle_i32x4(four[j], four[4 + j], 0x88);
+    const Vi odd_low = _mm512_shuffle_i32x4(four[j], four[4 + j], 0xdd);
+    const Vi even_high = _mm512_shuffle_i32x4(four[8 + j], four[12 + j], 0x88);
+    const Vi odd_high = _mm512_shuffle_i32x4(four[8 + j], four[12 + j], 0xdd);
+    x[j] = _mm512_shuffle_i32x4(even_low, even_high, 0x88);
+    x[4 + j] = _mm512_shuffle_i32x4(odd_low, odd_high, 0x88);
+    x[8 + j] = _mm512_shuffle_i32x4(even_low, even_high, 0xdd);
+    x[12 + j] = _mm512_shuffle_i32x4(odd_low, odd_high, 0xdd);
+  }
+}
 // Round to nearest even.
 inline __m256i to_bf16(Vf x) {
 #if defined(DYNKERN_BF16)
@@ -111,6 +136,9 @@ inline int32_t vstore_i8(uint8_t* p, Vf x) {
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch_far(const void* p) {  // to the second cache
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 
 // The indices of non-zero words among 16, appended to `out`; returns how many.
 inline int64_t append_nonzero(Vi words, uint32_t first_index, uint32_t* out) {
@@ -123,6 +151,7 @@ inline int64_t append_nonzero(Vi words, uint32_t first_index, uint32_t* out) {
   return __builtin_popcount(mask);
 }
 inline Vi load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
+inline void store_words(uint8_t* p, Vi x) { _mm512_storeu_si512(p, x); }
 inline Vi or_words(Vi a, Vi b) { return _mm512_or_si512(a, b); }
 
 struct FormatF32 {

@@ -83,6 +83,11 @@ inline void vload_pairs(const uint16_t* p, Vf* even, Vf* odd) {
 }
 // Lane i of the result is the sum of x[i].
 inline Vf vsum_each(const Vf (&x)[4]) { return Vf{vsum(x[0]), vsum(x[1]), vsum(x[2]), vsum(x[3])}; }
+// x[i][j] becomes x[j][i].
+inline void vtranspose(Vi (&x)[4]) {
+  const Vi a = x[0], b = x[1], c = x[2], d = x[3];
+  for (int i = 0; i < 4; ++i) x[i] = Vi{a[i], b[i], c[i], d[i]};
+}
 // Round to nearest even.
 inline void vstore_n(uint16_t* p, Vf x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
@@ -115,6 +120,7 @@ inline int32_t vstore_i8(uint8_t* p, Vf x) {
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
+inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // to the second cache
 
 // The indices of non-zero words among 4, appended to `out`; returns how many.
 inline int64_t append_nonzero(Vi words, uint32_t first_index, uint32_t* out) {
@@ -129,6 +135,7 @@ inline Vi load_words(const uint32_t* p) {
   std::memcpy(&x, p, sizeof(x));
   return x;
 }
+inline void store_words(uint8_t* p, Vi x) { std::memcpy(p, &x, sizeof(x)); }
 inline Vi or_words(Vi a, Vi b) { return a | b; }
 
 inline Vi load_bytes(const uint8_t* p) {

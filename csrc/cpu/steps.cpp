@@ -33,7 +33,7 @@ void run_linear(const Kernels& kernel, Workspace& work, int64_t n_threads, const
                 const Input& x, int64_t m, const Output& output) {
   const bool is_plain = linear.plain.data != nullptr;
   for (int64_t t = 0; t < n_threads; ++t) {
-    const int64_t rows = is_plain ? m : kTileBlocks * kMaxRows;
+    const int64_t rows = is_plain ? m + kStretchGroups : kTileBlocks * kMaxRows;
     work.tiles[t] = work.threads[t]->tile.need(rows * kPanel);
   }
   LinearJob job{};

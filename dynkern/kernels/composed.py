@@ -35,8 +35,8 @@ def bypass_gate(bypass: Kernel, gate: Kernel) -> Kernel:
     return residual_bypass_layer_norm_gate
 
 
-def bypass_linear(bypass: Kernel, linear: Kernel) -> Kernel:
-    """residual_bypass_linear from residual_bypass_layer_norm and ragged_linear."""
+def bypass_linear(bypass: Kernel, linear: Kernel, clone: Kernel = Tensor.clone) -> Kernel:
+    """residual_bypass_linear from residual_bypass_layer_norm and ragged_linear. clone: of h."""
 
     def residual_bypass_linear(
         h: Tensor,
@@ -53,7 +53,7 @@ def bypass_linear(bypass: Kernel, linear: Kernel) -> Kernel:
         bias: Tensor | None,
         activation: str,
     ) -> tuple[Tensor, Tensor]:
-        h = h.clone()
+        h = clone(h)
         lists = delta, delta_rows, n_delta
         x = bypass(h, *lists, norm_weight, norm_bias, row_index, n_active, norm, eps)
         return h, linear(x, weight, bias, None, n_active, activation)

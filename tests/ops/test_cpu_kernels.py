@@ -12,14 +12,16 @@ from torch import Tensor
 
 from dynkern import ops
 from dynkern.kernels.cpu.rule import FLOATS
+from dynkern.llm import LLM
 from dynkern.ops import OPS, use_backend
 from support.backends import needs_engine
 from support.errors import one_line_error
+from support.opt import save_opt
 from support.samples import samples
 
 pytestmark = needs_engine
 I32 = torch.int32
-# beyond what a kernel sums before it takes the next columns, in every dtype; odd in every unit
+# many stretches of what a kernel packs at a time, in every dtype; odd in every unit
 WIDE = 2117
 ROWS = 23
 
@@ -155,6 +157,20 @@ def test_a_row_has_the_same_bits_in_any_company(make, dtype, isa):
             for one, row in zip(alone[i], together, strict=True):
                 assert not one.isnan().any()
                 assert torch.equal(one[0], row[place]), (i, members, torch.get_num_threads())
+
+
+@pytest.mark.parametrize("format", ["float32", "bfloat16"])
+def test_a_linear_has_the_bits_that_it_has_on_packed_weights(format, isa, tmp_path):
+    # several stretches of groups, the last one cut short, and half a bfloat16 group
+    model = save_opt(tmp_path, word_embed_proj_dim=165, vocab_size=203)
+    dtype = getattr(torch, format)
+    hidden, weight = torch.randn(ROWS, 165).to(dtype), model.lm_head.weight.detach().to(dtype)
+    head = LLM(tmp_path, backend="cpu", dtype=format).engine.executor.head
+    single = ops.lm_head_argmax(hidden, weight)
+    for ours, packed in zip(single, head.argmax(hidden, None), strict=True):
+        assert torch.equal(ours, packed)
+    if format == "float32":
+        assert torch.equal(ops.ragged_linear(hidden, weight), head.logits(hidden, None))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 600])
