@@ -1,7 +1,7 @@
 """python -m bench.depths_plot [CSV [PNG]]: a depth for each sequence, as quality against time.
 
-A column a batch size, natural lengths: ROUGE-L against the measured speed-up of decoding (full),
-with a line from what the possible time would allow (hollow).
+A row a model, a column a batch size, natural lengths: ROUGE-L against the measured speed-up of
+decoding (full), with a line from what the possible time would allow (hollow).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -38,25 +39,20 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     shown = _fastest(shown)
     if not shown:
         raise ValueError("rows: none of natural lengths, expected bench.depths'")
+    models = list(dict.fromkeys(row["model"] for row in shown))
     batches = sorted({int(row["batch"]) for row in shown})
-    figure = Figure(figsize=(3.8 * len(batches), 4.3), layout="constrained")
+    size = (3.8 * len(batches), 0.9 + 3.4 * len(models))
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(batches), sharey=True, squeeze=False)[0]
-    for panel, batch in zip(panels, batches, strict=True):
-        own = [row for row in shown if int(row["batch"]) == batch]
-        for row in own:
-            colour, marker = WAYS[row["way"]][1], MARKERS[row["target"]]
-            quality = float(row["rougeL"])
-            measured, possible = (float(row[k]) for k in ("speedup_decode", "possible_decode"))
-            if row["way"] != "full":
-                panel.plot([measured, possible], [quality, quality], color=colour, linewidth=0.8)
-                panel.plot([possible], [quality], marker, color=colour, markerfacecolor="white")
-            panel.plot([measured], [quality], marker, color=colour, markersize=7)
-        panel.axhline(float(own[0]["rougeL_full"]), color="grey", linewidth=0.8, linestyle=":")
-        panel.set_title(f"{batch} row{'s' * (batch > 1)}", fontsize=10)
+    grid = figure.subplots(len(models), len(batches), sharey="row", squeeze=False)
+    for model, panels in zip(models, grid, strict=True):
+        for batch, panel in zip(batches, panels, strict=True):
+            own = [row for row in shown if (row["model"], int(row["batch"])) == (model, batch)]
+            _draw_panel(panel, own)
+            panel.set_title(f"{model}, {batch} row{'s' * (batch > 1)}", fontsize=10)
+        panels[0].set_ylabel("ROUGE-L")
+    for panel in grid[-1]:
         panel.set_xlabel("decoding, times as fast as full depth")
-        panel.grid(alpha=0.25)
-    panels[0].set_ylabel("ROUGE-L")
     targets = {row["target"]: None for row in shown if row["target"]}
     handles = [Line2D([], [], color=c, label=label, marker="o") for label, c in WAYS.values()]
     for name in targets:
@@ -66,6 +62,21 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     handles.append(Line2D([], [], color="grey", label="what the possible time allows", **hollow))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=7)
     write_whole(target, lambda part: figure.savefig(part, dpi=130, format="png"))
+
+
+def _draw_panel(panel: Axes, rows: list[dict[str, str]]) -> None:
+    """A model at a batch size."""
+    for row in rows:
+        colour, marker = WAYS[row["way"]][1], MARKERS[row["target"]]
+        quality = float(row["rougeL"])
+        measured, possible = (float(row[k]) for k in ("speedup_decode", "possible_decode"))
+        if row["way"] != "full":
+            panel.plot([measured, possible], [quality, quality], color=colour, linewidth=0.8)
+            panel.plot([possible], [quality], marker, color=colour, markerfacecolor="white")
+        panel.plot([measured], [quality], marker, color=colour, markersize=7)
+    if rows:
+        panel.axhline(float(rows[0]["rougeL_full"]), color="grey", linewidth=0.8, linestyle=":")
+    panel.grid(alpha=0.25)
 
 
 def _fastest(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -133,8 +133,10 @@ def test_dynkern_command_runs(place, forked, command, tmp_path, request):
 def test_the_other_commands_are_known(tmp_path):
     others = sorted({c for c in COMMANDS if not c.startswith("dynkern")})
     # the continuous integration runs these two as they stand; the first is tried here
-    assert others == ["pip install -e '.[test]'", "pip install .", "pytest -q"]
-    assert "pip install --quiet -e '.[test]'" in (ROOT / ".ci" / "run").read_text()
+    tests = "pytest -q -n auto --dist loadfile"
+    assert others == ["pip install -e '.[test]'", "pip install .", tests]
+    script = (ROOT / ".ci" / "run").read_text()
+    assert tests in script and "pip install --quiet -e '.[test]'" in script
     install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     install += ["--no-build-isolation", "--target", str(tmp_path), str(ROOT)]
     # test_build.py has pip compile it
