@@ -15,13 +15,18 @@ from dynkern.evaluation.timing import Spread, Timings, interleave
 # full passes in a row: alternating single passes of different row counts evicted each other's K/V
 # and made a 43 MB model's layers look 1.2 times slower than decoding finds them
 BURST = 6
+# of the fixed part and of fills: whoever calls after a pause finds threads asleep, whose waking
+# took 0.45 ms on two virtual cores, where the head of an OPT-125m in int8 takes 0.97
+PART_BURST = 12
 
 
 class PassProbe(Protocol):
     """An engine's parts of a decode pass, to be timed apart; each returns when its work is done.
 
     Parts run at the K/V length that the probe was built for. kv_fill_part may be None. A probe that
-    can run several full passes as decoding does also has full_passes(n_rows, count).
+    can do several of them as decoding does, without a pause, also has full_passes(n_rows, count),
+    fixed_parts(n_rows, count), and kv_fill_parts(n_rows, fixed_rows, count): fills, each before a
+    fixed part of fixed_rows.
     """
 
     num_layers: int
@@ -39,9 +44,11 @@ class Calibration:
 
     tau(n) = (T_full(n) - T_fixed(n)) / num_layers comes from full-depth passes only, never from
     routed ones: an engine that computes every layer and masks cannot hide there. Full passes of
-    one row count follow each other `burst` at a time, as in decoding. kv_fill_part(n) must fill n
-    tokens at *every* layer; it is divided by num_layers like tau (one layer over and over would
-    read its weights from cache).
+    one row count follow each other `burst` at a time, as in decoding, and so do PART_BURST of the
+    other parts. kv_fill_part(n) must fill n tokens at *every* layer; it is divided by num_layers
+    like tau (one layer over and over would read its weights from cache). A fixed part goes behind
+    each fill, and is taken off again: in a row, fills of all layers of a small model would find
+    their weights in a cache, too (14 MB of an OPT-125m in int8: a third of the time).
 
     row_counts: include 1 and the batch size, since nothing is extrapolated. fill_row_counts: tokens
     filled at once, by default row_counts (kv_fill deferred fills more than a batch has rows).
@@ -67,22 +74,25 @@ class Calibration:
             # a small LM head may still be in cache from the pass before: t_fixed then reads low,
             # tau high, and the possible time low, so that realisation errs against the engine
             if n in self.rows:
-                self.cases[f"full pass, {n} rows"] = self._full_passes(probe, n)
+                passes = _in_a_row(probe, "full_pass", "full_passes", n, burst)
+                self.cases[f"full pass, {n} rows"] = passes
             if n in self.fill_rows:
-                self.cases[f"K/V fill, {n} rows"] = lambda n=n: fill_part(n)
+                self.cases[f"K/V fill, {n} rows"] = self._fills(probe, n)
             if n in self.rows:
-                self.cases[f"fixed part, {n} rows"] = lambda n=n: probe.fixed_part(n)
+                fixed = _in_a_row(probe, "fixed_part", "fixed_parts", n, PART_BURST)
+                self.cases[f"fixed part, {n} rows"] = fixed
 
-    def _full_passes(self, probe: PassProbe, n: int) -> Callable[[], None]:
-        together = getattr(probe, "full_passes", None)
+    def _fills(self, probe: PassProbe, n: int) -> Callable[[], None]:
+        first, together = self.rows[0], getattr(probe, "kv_fill_parts", None)
         if together is not None:
-            return lambda: together(n, self.burst)
+            return lambda: together(n, first, PART_BURST)
 
-        def passes() -> None:
-            for _ in range(self.burst):
-                probe.full_pass(n)
+        def repeat() -> None:
+            for _ in range(PART_BURST):
+                probe.kv_fill_part(n)
+                probe.fixed_part(first)
 
-        return passes
+        return repeat
 
     def model(self, timings: Timings[Any], round_index: int | None = None) -> CostModel:
         """The CostModel of one round of `timings`, or of the medians over all rounds."""
@@ -91,26 +101,44 @@ class Calibration:
             every = timings[case].seconds
             return every if round_index is None else (every[round_index],)
 
+        def fixed(n: int) -> tuple[float, ...]:
+            return tuple(s / PART_BURST for s in seconds(f"fixed part, {n} rows"))
+
         def layer(n: int) -> float:
-            pairs = zip(
-                seconds(f"full pass, {n} rows"), seconds(f"fixed part, {n} rows"), strict=True
-            )
-            shares = [(full / self.burst - fixed) / self.num_layers for full, fixed in pairs]
+            pairs = zip(seconds(f"full pass, {n} rows"), fixed(n), strict=True)
+            shares = [(full / self.burst - own) / self.num_layers for full, own in pairs]
             # noise may make layers look free on a model that is nearly all head; time never is
             return max(0.0, Spread.of(shares).median)
 
-        def part(name: str, counts: Sequence[int], share: int) -> LayerTimes:
-            medians = [Spread.of(seconds(f"{name}, {n} rows")).median / share for n in counts]
-            return LayerTimes(tuple(counts), tuple(medians))
+        def fill(n: int) -> float:
+            pairs = zip(seconds(f"K/V fill, {n} rows"), fixed(self.rows[0]), strict=True)
+            shares = [(both / PART_BURST - own) / self.num_layers for both, own in pairs]
+            return max(0.0, Spread.of(shares).median)
+
+        def times(counts: Sequence[int], of: Callable[[int], float]) -> LayerTimes:
+            return LayerTimes(tuple(counts), tuple(of(n) for n in counts))
 
         return CostModel(
-            fixed=part("fixed part", self.rows, 1),
-            layer=LayerTimes(self.rows, tuple(layer(n) for n in self.rows)),
-            fill=part("K/V fill", self.fill_rows, self.num_layers) if self.fill_rows else None,
+            fixed=times(self.rows, lambda n: Spread.of(fixed(n)).median),
+            layer=times(self.rows, layer),
+            fill=times(self.fill_rows, fill) if self.fill_rows else None,
             length=self.length,
             loaded=any(timings[case].loaded for case in self.cases),
             metered=timings.metered,
         )
+
+
+def _in_a_row(probe: PassProbe, one: str, several: str, n: int, count: int) -> Callable[[], None]:
+    """`count` parts for n rows, one behind the other."""
+    together, alone = getattr(probe, several, None), getattr(probe, one)
+    if together is not None:
+        return lambda: together(n, count)
+
+    def repeat() -> None:
+        for _ in range(count):
+            alone(n)
+
+    return repeat
 
 
 def calibrate(

@@ -45,6 +45,7 @@ class EngineProbe:
         self.prompts: list[Sequence[int]] = []
         self.num_layers = engine.spec.num_layers
         self.kv_fill_part = self._fill if with_fill else None
+        self.kv_fill_parts = self._fill_and_fix if with_fill else None
         self._passes: dict[int, _Rows] = {}
         self._fills: dict[int, _Rows] = {}
 
@@ -75,9 +76,14 @@ class EngineProbe:
 
     def fixed_part(self, n_rows: int) -> None:
         """Embedding, final norm and LM head of n_rows rows."""
+        self.fixed_parts(n_rows, 1)
+
+    def fixed_parts(self, n_rows: int, count: int) -> None:
+        """`count` of them in a row."""
         with self.engine.stepping():
             rows = self._full_rows(n_rows)
-            self.engine.executor.fixed_part(rows.batch, rows.cache, rows.picker).tolist()
+            executor = self.engine.executor
+            executor.fixed_part(rows.batch, rows.cache, rows.picker, count).tolist()
 
     def _decode(self, rows: _Rows, count: int) -> Tensor:
         """`count` passes at full depth; all rows live on. Tokens of the last one."""
@@ -93,12 +99,25 @@ class EngineProbe:
     def _fill(self, n_rows: int) -> None:
         """K/V projections of n_rows tokens at every layer."""
         with self.engine.stepping():
-            if n_rows not in self._fills:
-                program = TokenProgram("bernoulli", (1.0,) * self.num_layers)
-                self._fills[n_rows] = self._rows([1] * n_rows, program)
-            rows = self._fills[n_rows]
+            rows = self._fill_rows(n_rows)
             self.engine.executor.fill_part(rows.batch, rows.cache)
             self.engine.synchronize()
+
+    def _fill_and_fix(self, n_rows: int, fixed_rows: int, count: int) -> None:
+        """`count` fills in a row, each before a fixed part of fixed_rows."""
+        with self.engine.stepping():
+            rows, fixed = self._fill_rows(n_rows), self._full_rows(fixed_rows)
+            executor = self.engine.executor
+            for _ in range(count):
+                executor.fill_part(rows.batch, rows.cache)
+                executor.fixed_part(fixed.batch, fixed.cache, fixed.picker)
+            self.engine.synchronize()
+
+    def _fill_rows(self, n_rows: int) -> _Rows:
+        if n_rows not in self._fills:
+            program = TokenProgram("bernoulli", (1.0,) * self.num_layers)
+            self._fills[n_rows] = self._rows([1] * n_rows, program)
+        return self._fills[n_rows]
 
     def _full_rows(self, n_rows: int) -> _Rows:
         if n_rows not in self._passes and self.prompts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dynkern.evaluation.calibration import BURST, Calibration
+from dynkern.evaluation.calibration import BURST, PART_BURST, Calibration
 from dynkern.evaluation.probe import EngineProbe
 from dynkern.llm import LLM
 from support.backends import BACKENDS
@@ -35,13 +35,14 @@ def test_parts_leave_the_rows_as_they_were(llm, n_rows):
     lengths = [[9, 4, 7][i % 3] for i in range(n_rows)]
     assert rows.cache.length.tolist() == [lengths] * NUM_LAYERS
     before = snapshot(rows)
-    for part in (probe.full_pass, probe.fixed_part, lambda n: probe.full_passes(n, BURST)):
+    several = (lambda n: probe.full_passes(n, BURST), lambda n: probe.fixed_parts(n, PART_BURST))
+    for part in (probe.full_pass, probe.fixed_part, *several):
         part(n_rows)
         assert snapshot(rows) == before
     probe.kv_fill_part(n_rows)
     filled = probe._fills[n_rows].cache
     first = filled.k[:, :, 1].clone()
-    probe.kv_fill_part(n_rows)
+    probe.kv_fill_parts(n_rows, n_rows, PART_BURST)
     assert torch.equal(filled.k[:, :, 1], first) and first.isfinite().all()
 
 
@@ -85,8 +86,16 @@ def test_it_counts_its_passes(llm, monkeypatch):
         passes.extend(int(result.ran.sum()) for result in results)
         return results
 
+    fixed_part, fixed = llm.engine.executor.fixed_part, []
+
+    def counting_fixed(batch, cache, picker, count):
+        fixed.append((batch.n_slots, count))
+        return fixed_part(batch, cache, picker, count)
+
     monkeypatch.setattr(llm.engine.executor, "advance", counting)
+    monkeypatch.setattr(llm.engine.executor, "fixed_part", counting_fixed)
     calibration = Calibration(probe, [1, 2])
     for case in calibration.cases.values():
         case()
     assert passes == [NUM_LAYERS] * BURST + [2 * NUM_LAYERS] * BURST
+    assert fixed == [(1, PART_BURST), (2, PART_BURST)]

@@ -56,8 +56,12 @@ class Executor(Protocol):
         """
         ...
 
-    def fixed_part(self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker) -> Tensor:
-        """Embedding, final norm and LM head of the live rows, to be timed; tokens [B]."""
+    def fixed_part(
+        self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker, count: int = 1
+    ) -> Tensor:
+        """Embedding, final norm and LM head of the live rows, `count` times, to be timed; tokens
+        [B].
+        """
         ...
 
     def fill_part(self, batch: DecodeBatch, cache: KVCache) -> None:

@@ -127,14 +127,18 @@ class CudaGraphExecutor(EagerExecutor):
             self._give_up(error)
             return super().advance(batch, cache, picker, limits)
 
-    def fixed_part(self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker) -> Tensor:
+    def fixed_part(
+        self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker, count: int = 1
+    ) -> Tensor:
         """Embedding, final norm and LM head of the live rows: t_fixed of the cost model."""
         if self._goes_eager(picker):
-            return super().fixed_part(batch, cache, picker)
+            return super().fixed_part(batch, cache, picker, count)
         with self.graphs.working():
             rows = self._host_rows(batch)
             entry = self._entry(batch, cache, picker, 1)
-            self._captured(lambda: entry.fixed(bucket(max(1, len(rows.live)))))()
+            replay = self._captured(lambda: entry.fixed(bucket(max(1, len(rows.live)))))
+            for _ in range(count):
+                replay()
         return entry.state.report.token[: batch.n_slots].clone()
 
     def fill_part(self, batch: DecodeBatch, cache: KVCache) -> None:

@@ -108,11 +108,15 @@ class EagerExecutor:
             batch.fill = make_kv_fill(self.spec, self.weights, batch, cache)
         return batch.fill
 
-    def fixed_part(self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker) -> Tensor:
+    def fixed_part(
+        self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker, count: int = 1
+    ) -> Tensor:
         """Embedding, final norm and LM head of the live rows: t_fixed of the cost model."""
-        stream = self.layers.embed(batch.token, batch.position)
         rows, n = batch.alive_rows()
-        return picker.pick(self.layers.final(stream, rows, n), n, rows, batch.request, batch.step)
+        for _ in range(count):
+            final = self.layers.final(self.layers.embed(batch.token, batch.position), rows, n)
+            token = picker.pick(final, n, rows, batch.request, batch.step)
+        return token
 
     def fill_part(self, batch: DecodeBatch, cache: KVCache) -> None:
         """K/V projections of the live rows at every layer, as kv_fill "project" does them."""

@@ -152,11 +152,14 @@ class NativeExecutor:
         batch.rows_changed()
         return state.results(passes)
 
-    def fixed_part(self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker) -> Tensor:
+    def fixed_part(
+        self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker, count: int = 1
+    ) -> Tensor:
         """Embedding, final norm and LM head of the live rows: t_fixed of the cost model."""
         state = self._state_of(batch, cache, picker)
         state.single_pass()
-        self._run(self._library.dynkern_cpu_fixed, state)
+        for _ in range(count):
+            self._run(self._library.dynkern_cpu_fixed, state)
         return state.results(1)[0].token
 
     def fill_part(self, batch: DecodeBatch, cache: KVCache) -> None:
