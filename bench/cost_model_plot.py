@@ -24,8 +24,9 @@ WAYS = {
 
 
 def draw(rows: list[dict[str, str]], target: Path) -> None:
-    """Both ways of predicting, the last measurement of every case, to a PNG. ValueError where there
-    is none.
+    """Both ways of predicting, the last measurement of every case, to a PNG. Predicted is measured
+    and its error: errors are formed within each round, as the machine's speed drifts. ValueError
+    where there is none.
     """
     shown = latest(rows, KEYS)
     ways = {way: label for way, label in WAYS.items() if any(row[way[0]] for row in shown)}
@@ -40,12 +41,12 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
         for dtype, colour in COLOURS.items():
             for batch, marker in zip(batches, "os^Dv<>P", strict=False):
                 own = [r for r in known if r["dtype"] == dtype and int(r["batch"]) == batch]
-                x, y = ([1e3 * float(row[at]) for row in own] for at in ("seconds", key))
+                x, y = ([of(row, error) for row in own] for of in (_measured, _predicted))
                 name = f"{dtype}, {batch} row{'s' * (batch > 1)}"
                 if own:
                     style = {"markersize": 5, "alpha": 0.75, "color": colour}
                     panel.plot(x, y, marker, label=name, **style)
-        every = [1e3 * float(row[at]) for row in known for at in ("seconds", key)]
+        every = [of(row, error) for row in known for of in (_measured, _predicted)]
         ends = [min(every) / 1.2, max(every) * 1.2]
         panel.plot(ends, ends, color="grey", linewidth=0.8)
         for band, shade in zip(BANDS, (0.22, 0.12), strict=True):
@@ -60,6 +61,16 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     panels[0].set_ylabel("predicted, ms a pass")
     panels[0].legend(fontsize=7)
     write_whole(target, lambda part: figure.savefig(part, dpi=130, format="png"))
+
+
+def _measured(row: dict[str, str], error: str) -> float:
+    """Milliseconds of a pass."""
+    return 1e3 * float(row["seconds"])
+
+
+def _predicted(row: dict[str, str], error: str) -> float:
+    """The same, by the error of one way of predicting."""
+    return _measured(row, error) * (1 + float(row[error]))
 
 
 def draw_file(
