@@ -64,8 +64,8 @@ void pack_stretch(const PanelRows& rows, int64_t stride, int64_t row_bytes, int6
           word[i] = Words::load(w[i] + at);
         } else {
           alignas(64) uint8_t tail[kLanes * Words::kBytes] = {};
-          word[i] = Words::load(static_cast<uint8_t*>(
-              std::memcpy(tail, w[i] + at, static_cast<size_t>(left))));
+          word[i] = Words::load(
+              static_cast<uint8_t*>(std::memcpy(tail, w[i] + at, static_cast<size_t>(left))));
         }
       }
       vtranspose(word);
@@ -88,12 +88,12 @@ void sum_stretches(const LinearJob& job, int64_t panel, int64_t column, int64_t 
   for (int64_t begin = 0; begin < n_groups; begin += kStretchGroups) {
     const int64_t end = begin + kStretchGroups < n_groups ? begin + kStretchGroups : n_groups;
     // behind the last stretch of a panel lies the first of the next
-    const int64_t ahead = end < n_groups ? kStretchGroups * Words::kBytes
-                                         : kPanel * stride - begin * Words::kBytes;
+    const int64_t ahead =
+        end < n_groups ? kStretchGroups * Words::kBytes : kPanel * stride - begin * Words::kBytes;
     pack_stretch<Words>(rows, stride, row_bytes, column, width, begin, end, ahead, packed);
     // where the panel would begin: sums count groups from there
-    const auto* at = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(packed) -
-                                                      begin * kGroupBytes);
+    const auto* at =
+        reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(packed) - begin * kGroupBytes);
     constexpr int64_t kBlock = block_groups(F::kFormat);
     for (int64_t block = 0; block < row_block_count(job.m); ++block) {
       const int64_t first_row = row_block_begin(job.m, block);

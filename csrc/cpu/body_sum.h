@@ -119,8 +119,9 @@ void sum_columns(int64_t n_rows, const uint8_t* panel, int64_t n_groups, int64_t
 #undef DYNKERN_SUM
 }
 
-// Totals of one block of rows, [first_row, first_row + n_rows), over blocks [begin, end) of groups in
-// columns [column, column + width) of a panel; tile: [rows, 64], of which row tile_row is the first.
+// Totals of one block of rows, [first_row, first_row + n_rows), over blocks [begin, end) of groups
+// in columns [column, column + width) of a panel; tile: [rows, 64], of which row tile_row is the
+// first.
 template <class F>
 void sum_row_block(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int64_t begin,
                    int64_t end, int64_t first_row, int64_t n_rows, int64_t tile_row, int64_t column,

@@ -81,7 +81,8 @@ struct PlainWeights {
   int64_t first_part;  // kQkv: which of q, k and v the rows begin with
 };
 
-// Groups of plain weights that are brought into the packed layout at a time: whole blocks of groups.
+// Groups of plain weights that are brought into the packed layout at a time: whole blocks of
+// groups.
 constexpr int64_t kStretchGroups = 64;
 
 // Blocks of rows whose totals a thread holds at a time.
@@ -129,7 +130,7 @@ struct LinearJob {
   const ActiveGroups* active;  // one for each block of rows, or null
   Output output;
   float* const* tiles;  // scratch for each thread: [kTileBlocks * kMaxRows, 64]; plain:
-                         // [m + kStretchGroups, 64]
+                        // [m + kStretchGroups, 64]
   float* const* best;   // kHead: for each thread [m], -inf at the start
   PlainWeights plain;
 };

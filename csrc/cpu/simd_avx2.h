@@ -157,9 +157,7 @@ inline int64_t append_nonzero(Vi words, uint32_t first_index, uint32_t* out) {
 inline Vi load_words(const uint32_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const Vi*>(p));
 }
-inline void store_words(uint8_t* p, Vi x) {
-  _mm256_storeu_si256(reinterpret_cast<Vi*>(p), x);
-}
+inline void store_words(uint8_t* p, Vi x) { _mm256_storeu_si256(reinterpret_cast<Vi*>(p), x); }
 inline Vi or_words(Vi a, Vi b) { return _mm256_or_si256(a, b); }
 
 struct FormatF32 {
