@@ -135,7 +135,7 @@ def test_under_a_policy(pair, policy, plain_only):
         {"stopping_criteria": []},
         {"logits_processor": LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.6)])},
     ],
-    ids=str,
+    ids=["penalty", "no processors", "no criteria", "penalty among processors"],
 )
 def test_greedy_settings_that_the_engine_has_itself(pair, settings, plain_only):
     check_equal_by_scores(pair, ONE_ROW, settings)
