@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -233,10 +234,13 @@ def test_pytest_keeps_what_the_suite_measures(tmp_path, pytestconfig):
     assert pytestconfig.getini("testpaths") == ["tests"]
     words = "--ops-op gate --ops-shape tiny --ops-dtype float32 --ops-quick --ops-backend cpu"
     kept = tmp_path / "kept.json"
+    # a worker of xdist tells its children that they are workers, too, and these do not measure
+    own = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "bench/ops", "--benchmark-only", *words.split()]
         + ["--ops-output", str(tmp_path), f"--benchmark-json={kept}", "-p", "no:cacheprovider"],
         cwd=ROOT,
+        env=own,
         capture_output=True,
         text=True,
     )
