@@ -16,7 +16,7 @@ inline Ahead look_ahead(const uint8_t* at, int64_t stretch_bytes, int64_t n_rows
   if (n == 1) return {at + kStreamAhead, n_rows == 1 ? 0 : 4};
   const int lines = n < 4 ? 2 : 1;
   if (i * lines >= 4) return {nullptr, 0};
-  return {at + stretch_bytes + i * lines * 64, lines};
+  return {at + kStretchesAhead * stretch_bytes + i * lines * 64, lines};
 }
 
 // Totals of blocks of rows [first_block, last_block) in columns [column, column + width) of a
@@ -40,7 +40,7 @@ void sum_panel(const LinearJob& job, const uint8_t* panel, int64_t first_block, 
       const int64_t n_rows = first_row_of[row_block - first_block + 1] - first_row;
       const ActiveGroups* active = job.active ? job.active + row_block : nullptr;
       if (active != nullptr && active->groups == nullptr) active = nullptr;
-      // behind the last stretch of a panel lies the first of the next
+      // behind the last stretch of a panel lies the first of the next panel
       const Ahead ahead = look_ahead(panel, stretch * kBlock * kGroupBytes, n_rows,
                                      row_block - first_block, last_block - first_block);
       sum_row_block<F>(job, panel, n_groups, begin, end, first_row, n_rows, first_row_of[0], column,

@@ -78,7 +78,7 @@ __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups
       const int64_t last = block * kBlock + kBlock < n_groups ? block * kBlock + kBlock : n_groups;
       for (int64_t group = block * kBlock; group < last; ++group) {
 #pragma GCC unroll 4
-        for (int i = 0; i < kLines; ++i) prefetch(ahead + group * kGroupBytes + i * 64);
+        for (int i = 0; i < kLines; ++i) prefetch_far(ahead + group * kGroupBytes + i * 64);
         sums.add(x, panel, group);
       }
     }
