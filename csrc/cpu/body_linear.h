@@ -13,7 +13,7 @@ namespace DYNKERN_ISA {
 // so fast that the hardware follows; more rows leave it too little to see.
 inline Ahead look_ahead(const uint8_t* at, int64_t stretch_bytes, int64_t n_rows, int64_t i,
                         int64_t n) {
-  if (n == 1) return {at + kStreamAhead, n_rows == 1 ? 0 : 4};
+  if (n == 1) return {at + kStreamAhead, n_rows == 1 ? 0 : kAlone};
   const int lines = n < 4 ? 2 : 1;
   if (i * lines >= 4) return {nullptr, 0};
   return {at + kStretchesAhead * stretch_bytes + i * lines * 64, lines};

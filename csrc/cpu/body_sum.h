@@ -45,8 +45,11 @@ struct BlockSum {
   }
 };
 
-// Weights to fetch while others are used: `lines` lines (0, 1, 2 or 4) for each group, from `at`
-// on.
+// Lines of a group that a block of rows fetches where it is the only one: all.
+constexpr int kAlone = 4;
+
+// Weights to fetch while others are used: `lines` lines (0, 1, 2 or kAlone) for each group, from
+// `at` on.
 struct Ahead {
   const uint8_t* at;
   int lines;
@@ -78,7 +81,10 @@ __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups
       const int64_t last = block * kBlock + kBlock < n_groups ? block * kBlock + kBlock : n_groups;
       for (int64_t group = block * kBlock; group < last; ++group) {
 #pragma GCC unroll 4
-        for (int i = 0; i < kLines; ++i) prefetch_far(ahead + group * kGroupBytes + i * 64);
+        for (int i = 0; i < kLines; ++i) {
+          const uint8_t* line = ahead + group * kGroupBytes + i * 64;
+          kLines == kAlone ? prefetch(line) : prefetch_far(line);
+        }
         sums.add(x, panel, group);
       }
     }
