@@ -69,7 +69,7 @@ OF_MODEL = {
             (
                 f"dynkern oracle {ON_MODEL} --template plain --limit 200 --max-new-tokens 64"
                 " --output {scratch}/table",
-                "--limit 12 --max-new-tokens 4",
+                "--limit 60 --max-new-tokens 4",
             ),
             ("dynkern train-predictor {scratch}/table --output {scratch}/predictor", ""),
             (
