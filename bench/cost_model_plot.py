@@ -41,12 +41,13 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
         for dtype, colour in COLOURS.items():
             for batch, marker in zip(batches, "os^Dv<>P", strict=False):
                 own = [r for r in known if r["dtype"] == dtype and int(r["batch"]) == batch]
-                x, y = ([of(row, error) for row in own] for of in (_measured, _predicted))
+                points = [_point(row, error) for row in own]
                 name = f"{dtype}, {batch} row{'s' * (batch > 1)}"
-                if own:
+                if points:
+                    x, y = zip(*points, strict=True)
                     style = {"markersize": 5, "alpha": 0.75, "color": colour}
                     panel.plot(x, y, marker, label=name, **style)
-        every = [of(row, error) for row in known for of in (_measured, _predicted)]
+        every = [at for row in known for at in _point(row, error)]
         ends = [min(every) / 1.2, max(every) * 1.2]
         panel.plot(ends, ends, color="grey", linewidth=0.8)
         for band, shade in zip(BANDS, (0.22, 0.12), strict=True):
@@ -63,14 +64,10 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     write_whole(target, lambda part: figure.savefig(part, dpi=130, format="png"))
 
 
-def _measured(row: dict[str, str], error: str) -> float:
-    """Milliseconds of a pass."""
-    return 1e3 * float(row["seconds"])
-
-
-def _predicted(row: dict[str, str], error: str) -> float:
-    """The same, by the error of one way of predicting."""
-    return _measured(row, error) * (1 + float(row[error]))
+def _point(row: dict[str, str], error: str) -> tuple[float, float]:
+    """Milliseconds of a pass: measured, and predicted by the error of one way of predicting."""
+    measured = 1e3 * float(row["seconds"])
+    return measured, measured * (1 + float(row[error]))
 
 
 def draw_file(

@@ -2,8 +2,8 @@
 //
 // A stretch of a panel is brought into the packed layout, which keeps it in the caches, and goes
 // through the packed sums of all rows before the next one is read: the weights are read once, and
-// the sums are those of packed weights to the bit. Packing takes less time than memory takes to
-// deliver: some 70 cycles for a KiB with AVX-512.
+// the sums are those of packed weights to the bit. One row of bfloat16 through 2304 x 768 took 0.82
+// of the time that dot products along the rows of weights had taken, 64 rows 0.95 (two threads).
 #pragma once
 
 #include "body_math.h"

@@ -121,7 +121,7 @@ void sum_columns(int64_t n_rows, const uint8_t* panel, int64_t n_groups, int64_t
   if (NV < kMaxVectors || ahead.lines == 0) return DYNKERN_SUM(false, 0);
   if (ahead.lines == 1) return DYNKERN_SUM(false, (NV < kMaxVectors ? 0 : 1));
   if (ahead.lines == 2) return DYNKERN_SUM(false, (NV < kMaxVectors ? 0 : 2));
-  return DYNKERN_SUM(false, (NV < kMaxVectors ? 0 : 4));
+  return DYNKERN_SUM(false, (NV < kMaxVectors ? 0 : kAlone));
 #undef DYNKERN_SUM
 }
 

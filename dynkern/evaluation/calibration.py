@@ -74,25 +74,19 @@ class Calibration:
             # a small LM head may still be in cache from the pass before: t_fixed then reads low,
             # tau high, and the possible time low, so that realisation errs against the engine
             if n in self.rows:
-                passes = _in_a_row(probe, "full_pass", "full_passes", n, burst)
-                self.cases[f"full pass, {n} rows"] = passes
+                self.cases[f"full pass, {n} rows"] = _in_a_row(
+                    getattr(probe, "full_passes", None), (n,), burst, [(probe.full_pass, n)]
+                )
             if n in self.fill_rows:
-                self.cases[f"K/V fill, {n} rows"] = self._fills(probe, n)
+                first = self.rows[0]
+                pair = [(probe.kv_fill_part, n), (probe.fixed_part, first)]
+                self.cases[f"K/V fill, {n} rows"] = _in_a_row(
+                    getattr(probe, "kv_fill_parts", None), (n, first), PART_BURST, pair
+                )
             if n in self.rows:
-                fixed = _in_a_row(probe, "fixed_part", "fixed_parts", n, PART_BURST)
-                self.cases[f"fixed part, {n} rows"] = fixed
-
-    def _fills(self, probe: PassProbe, n: int) -> Callable[[], None]:
-        first, together = self.rows[0], getattr(probe, "kv_fill_parts", None)
-        if together is not None:
-            return lambda: together(n, first, PART_BURST)
-
-        def repeat() -> None:
-            for _ in range(PART_BURST):
-                probe.kv_fill_part(n)
-                probe.fixed_part(first)
-
-        return repeat
+                self.cases[f"fixed part, {n} rows"] = _in_a_row(
+                    getattr(probe, "fixed_parts", None), (n,), PART_BURST, [(probe.fixed_part, n)]
+                )
 
     def model(self, timings: Timings[Any], round_index: int | None = None) -> CostModel:
         """The CostModel of one round of `timings`, or of the medians over all rounds."""
@@ -128,15 +122,22 @@ class Calibration:
         )
 
 
-def _in_a_row(probe: PassProbe, one: str, several: str, n: int, count: int) -> Callable[[], None]:
-    """`count` parts for n rows, one behind the other."""
-    together, alone = getattr(probe, several, None), getattr(probe, one)
+def _in_a_row(
+    together: Callable[..., None] | None,
+    rows: tuple[int, ...],
+    count: int,
+    parts: Sequence[tuple[Callable[[int], None], int]],
+) -> Callable[[], None]:
+    """`count` times the parts, one behind the other: by together(*rows, count) where there is that,
+    else part by part.
+    """
     if together is not None:
-        return lambda: together(n, count)
+        return lambda: together(*rows, count)
 
     def repeat() -> None:
         for _ in range(count):
-            alone(n)
+            for part, n in parts:
+                part(n)
 
     return repeat
 
