@@ -13,10 +13,20 @@ namespace DYNKERN_ISA {
 // so fast that the hardware follows; more rows leave it too little to see.
 inline Ahead look_ahead(const uint8_t* at, int64_t stretch_bytes, int64_t n_rows, int64_t i,
                         int64_t n) {
-  if (n == 1) return {at + kStreamAhead, n_rows == 1 ? 0 : kAlone};
-  const int lines = n < 4 ? 2 : 1;
-  if (i * lines >= 4) return {nullptr, 0};
-  return {at + kStretchesAhead * stretch_bytes + i * lines * 64, lines};
+  if (n == 1 && n_rows == 1) return {at, 0, 0, 0};
+  const int64_t passes = kPanel / (vectors_of(n_rows) * kLanes);
+  if (passes == 1) {
+    if (n == 1) return {at + kStreamAhead, kAlone, kGroupBytes, 0};
+    const int lines = n < 4 ? 2 : 1;
+    if (i * lines >= 4) return {at, 0, 0, 0};
+    return {at + kStretchesAhead * stretch_bytes + i * lines * 64, lines, kGroupBytes, 0};
+  }
+  int64_t shares = 1;
+  while (2 * shares <= n) shares *= 2;
+  if (i >= shares) return {at, 0, 0, 0};
+  const int lines = passes < 4 ? 2 : 1;
+  return {at + kPassesAhead * stretch_bytes + i * stretch_bytes / shares, lines, lines * 64,
+          shares * passes * lines / 4 - 1};
 }
 
 // Totals of blocks of rows [first_block, last_block) in columns [column, column + width) of a
@@ -27,8 +37,10 @@ void sum_panel(const LinearJob& job, const uint8_t* panel, int64_t first_block, 
   const int64_t n_groups = group_count(F::kFormat, job.w->k);
   constexpr int64_t kBlock = block_groups(F::kFormat);
   const int64_t n_blocks = divide_up(n_groups, kBlock);
-  // with several blocks of rows, a stretch of weights serves all of them while it is in cache
-  const int64_t stretch = last_block - first_block == 1 ? n_blocks : block_groups(kF32) / kBlock;
+  // several blocks of rows or passes over columns use a stretch of weights while it is in cache
+  const bool once = last_block - first_block == 1 && vectors_of(job.m) * kLanes >= kPanel &&
+                    (job.m == 1 || !F::kWidens);
+  const int64_t stretch = once ? n_blocks : kStretchGroups / kBlock;
   int64_t first_row_of[kTileBlocks + 1];
   for (int64_t i = 0; i <= last_block - first_block; ++i) {
     first_row_of[i] = row_block_begin(job.m, first_block + i);
@@ -41,8 +53,9 @@ void sum_panel(const LinearJob& job, const uint8_t* panel, int64_t first_block, 
       const ActiveGroups* active = job.active ? job.active + row_block : nullptr;
       if (active != nullptr && active->groups == nullptr) active = nullptr;
       // behind the last stretch of a panel lies the first of the next panel
-      const Ahead ahead = look_ahead(panel, stretch * kBlock * kGroupBytes, n_rows,
-                                     row_block - first_block, last_block - first_block);
+      const Ahead ahead =
+          look_ahead(panel + begin * kBlock * kGroupBytes, stretch * kBlock * kGroupBytes, n_rows,
+                     row_block - first_block, last_block - first_block);
       sum_row_block<F>(job, panel, n_groups, begin, end, first_row, n_rows, first_row_of[0], column,
                        width, active, ahead, tile);
     }

@@ -99,7 +99,7 @@ void sum_stretches(const LinearJob& job, int64_t panel, int64_t column, int64_t 
       const int64_t first_row = row_block_begin(job.m, block);
       sum_row_block<F>(job, at, n_groups, begin / kBlock, divide_up(end, kBlock), first_row,
                        row_block_begin(job.m, block + 1) - first_row, 0, column, width, nullptr,
-                       {nullptr, 0}, tile);
+                       {nullptr, 0, 0, 0}, tile);
     }
   }
 }

@@ -16,8 +16,14 @@ struct BlockRows {
   float* total[kMaxRows];
 };
 
+// Whether R rows widen the words of a stretch before they use them: one row uses each once.
+template <class F, int R, bool kSparse>
+constexpr bool widens() {
+  return F::kWidens && R > 1 && !kSparse;
+}
+
 // Sums of one block of groups: all of them, or those of a list.
-template <class F, int R, int NV>
+template <class F, int R, int NV, bool kWide>
 struct BlockSum {
   typename F::Sum sum[R][NV];
 
@@ -25,34 +31,46 @@ struct BlockSum {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const int32_t start = F::kFormat == kI8 ? correction[r][block] : 0;
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[r][v] = F::zero(start);
     }
   }
 
-  inline __attribute__((always_inline)) void add(const uint8_t* const (&x)[kMaxRows],
-                                                 const uint8_t* panel, int64_t group) {
-    const uint8_t* at = panel + group * kGroupBytes;
+  // The inputs of a group step by step, so that only the weights of one step take registers.
+  template <int kStep>
+  inline __attribute__((always_inline)) void step(const uint8_t* const (&x)[kMaxRows],
+                                                  const uint8_t* at, int64_t group) {
     typename F::Weights w[NV];
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) w[v] = F::load(at + v * kLanes * 4);
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) w[v] = F::template weights<kStep>(at + v * kLanes * 4);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const auto factor = F::factor(x[r] + group * 4);
-#pragma GCC unroll 4
+      const uint8_t* word = x[r] + group * 4;
+      const auto factor =
+          kWide ? F::wide_factor(word + kStep * kPlane) : F::template factor<kStep>(word);
+#pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[r][v] = F::add(sum[r][v], w[v], factor);
     }
+    if constexpr (kStep + 1 < F::kSteps) step<kStep + 1>(x, at, group);
+  }
+
+  inline __attribute__((always_inline)) void add(const uint8_t* const (&x)[kMaxRows],
+                                                 const uint8_t* panel, int64_t group) {
+    step<0>(x, panel + group * kGroupBytes, group);
   }
 };
 
-// Lines of a group that a block of rows fetches where it is the only one: all.
+// Lines of a group that a block of rows fetches where it is the only one and goes through all
+// columns at once: all.
 constexpr int kAlone = 4;
 
-// Weights to fetch while others are used: `lines` lines (0, 1, 2 or kAlone) for each group, from
-// `at` on.
+// Weights to fetch while others are used: at every group that has none of the bits of `mask`,
+// `lines` lines (0, 1, 2 or kAlone), `step` bytes behind those before, from `at` on.
 struct Ahead {
   const uint8_t* at;
   int lines;
+  int64_t step;
+  int64_t mask;
 };
 
 // Totals of R rows and NV vectors of columns over blocks [begin, end) of groups.
@@ -60,13 +78,14 @@ struct Ahead {
 template <class F, int R, int NV, bool kSparse, int kLines>
 __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups, int64_t begin,
                                           int64_t end, const BlockRows& rows,
-                                          const ActiveGroups* active, const uint8_t* ahead) {
+                                          const ActiveGroups* active, const Ahead& ahead) {
   (void)active, (void)ahead;
   constexpr int64_t kBlock = block_groups(F::kFormat);
   const uint8_t* x[kMaxRows];
   for (int r = 0; r < R; ++r) x[r] = rows.x[r];
+  const uint8_t* line = ahead.at;
   for (int64_t block = begin; block < end; ++block) {
-    BlockSum<F, R, NV> sums(rows.correction, block);
+    BlockSum<F, R, NV, widens<F, R, kSparse>()> sums(rows.correction, block);
     if (kSparse) {
       const uint32_t* group = active->groups + active->offsets[block];
       const uint32_t* last = active->groups + active->offsets[block + 1];
@@ -74,23 +93,25 @@ __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups
         // the hardware does not foresee jumps; the list goes on behind the block, and behind its
         // own end it is padded
         const uint8_t* later = panel + group[kListAhead] * kGroupBytes;
-        for (int v = 0; v < NV; ++v) prefetch(later + v * kLanes * 4);
+        for (int64_t byte = 0; byte < NV * kLanes * 4; byte += 64) prefetch(later + byte);
         sums.add(x, panel, *group);
       }
     } else {
       const int64_t last = block * kBlock + kBlock < n_groups ? block * kBlock + kBlock : n_groups;
       for (int64_t group = block * kBlock; group < last; ++group) {
+        if (kLines > 0 && (group & ahead.mask) == 0) {
 #pragma GCC unroll 4
-        for (int i = 0; i < kLines; ++i) {
-          const uint8_t* line = ahead + group * kGroupBytes + i * 64;
-          kLines == kAlone ? prefetch(line) : prefetch_far(line);
+          for (int i = 0; i < kLines; ++i) {
+            kLines == kAlone ? prefetch(line + i * 64) : prefetch_far(line + i * 64);
+          }
+          line += ahead.step;
         }
         sums.add(x, panel, group);
       }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
         float* total = rows.total[r] + v * kLanes;
         const Vf before = block == 0 ? vzero() : vload(total);
@@ -102,61 +123,77 @@ __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups
   }
 }
 
-template <class F, int NV, bool kSparse, int kLines>
-void sum_rows(int64_t n_rows, const uint8_t* panel, int64_t n_groups, int64_t begin, int64_t end,
-              const BlockRows& rows, const ActiveGroups* active, const uint8_t* ahead) {
-  with_rows(n_rows, [&](auto r) {
-    sum_blocks<F, decltype(r)::value, NV, kSparse, kLines>(panel, n_groups, begin, end, rows,
-                                                           active, ahead);
-  });
-}
-
-template <class F, int NV>
-void sum_columns(int64_t n_rows, const uint8_t* panel, int64_t n_groups, int64_t begin, int64_t end,
+template <class F, int R, int NV>
+void sum_columns(const uint8_t* panel, int64_t n_groups, int64_t begin, int64_t end,
                  const BlockRows& rows, const ActiveGroups* active, const Ahead& ahead) {
 #define DYNKERN_SUM(sparse, lines) \
-  sum_rows<F, NV, sparse, lines>(n_rows, panel, n_groups, begin, end, rows, active, ahead.at)
-  if (active != nullptr) return DYNKERN_SUM(true, 0);
+  sum_blocks<F, R, NV, sparse, lines>(panel, n_groups, begin, end, rows, active, ahead)
   // columns in parts are rare and narrow, and not worth the variants
-  if (NV < kMaxVectors || ahead.lines == 0) return DYNKERN_SUM(false, 0);
-  if (ahead.lines == 1) return DYNKERN_SUM(false, (NV < kMaxVectors ? 0 : 1));
-  if (ahead.lines == 2) return DYNKERN_SUM(false, (NV < kMaxVectors ? 0 : 2));
-  return DYNKERN_SUM(false, (NV < kMaxVectors ? 0 : kAlone));
+  constexpr bool kWhole = NV == vectors_of(R);
+  if (active != nullptr) return DYNKERN_SUM(true, 0);
+  if (!kWhole || ahead.lines == 0) return DYNKERN_SUM(false, 0);
+  if (ahead.lines == 1) return DYNKERN_SUM(false, (kWhole ? 1 : 0));
+  if (ahead.lines == 2) return DYNKERN_SUM(false, (kWhole ? 2 : 0));
+  return DYNKERN_SUM(false, (kWhole ? kAlone : 0));
 #undef DYNKERN_SUM
 }
 
-// Totals of one block of rows, [first_row, first_row + n_rows), over blocks [begin, end) of groups
-// in columns [column, column + width) of a panel; tile: [rows, 64], of which row tile_row is the
+// Totals of one block of rows, [first_row, first_row + R), over blocks [begin, end) of groups in
+// columns [column, column + width) of a panel; tile: [rows, 64], of which row tile_row is the
 // first.
-template <class F>
-void sum_row_block(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int64_t begin,
-                   int64_t end, int64_t first_row, int64_t n_rows, int64_t tile_row, int64_t column,
-                   int64_t width, const ActiveGroups* active, const Ahead& ahead, float* tile) {
-  constexpr int64_t kStep = kMaxVectors * kLanes;
+template <class F, int R>
+void sum_rows(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int64_t begin,
+              int64_t end, int64_t first_row, int64_t tile_row, int64_t column, int64_t width,
+              const ActiveGroups* active, Ahead ahead, float* tile) {
+  constexpr int kVectors = vectors_of(R);
+  constexpr int64_t kBlock = block_groups(F::kFormat);
   BlockRows rows;
-  for (int64_t r = 0; r < n_rows; ++r) {
+  alignas(64) uint8_t wide[F::kWidens ? R : 1][F::kSteps * kPlane];
+  for (int64_t r = 0; r < R; ++r) {
     const int64_t j = first_row + r;
     rows.x[r] = job.x.data + j * job.x.stride;
     rows.scale[r] = job.x.scale + j * job.x.n_blocks;
     rows.correction[r] = job.x.correction + j * job.x.n_blocks;
+    if constexpr (widens<F, R, false>()) {
+      if (active == nullptr) {
+        const int64_t first = begin * kBlock;
+        const int64_t last = end * kBlock < n_groups ? end * kBlock : n_groups;
+        F::widen(rows.x[r] + first * 4, last - first, wide[r]);
+        // where the row would begin: sums count groups from there
+        rows.x[r] = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(wide[r]) -
+                                                     static_cast<uintptr_t>(first) * 4);
+      }
+    }
   }
   for (int64_t c = column; c < column + width;) {
-    for (int64_t r = 0; r < n_rows; ++r) {
+    for (int64_t r = 0; r < R; ++r) {
       rows.total[r] = tile + (first_row + r - tile_row) * kPanel + c;
     }
     const uint8_t* at = panel + c * 4;
     const int64_t left = column + width - c;
-    if (left >= kStep) {
-      sum_columns<F, kMaxVectors>(n_rows, at, n_groups, begin, end, rows, active, ahead);
-      c += kStep;
-    } else if (kMaxVectors > 2 && left >= 2 * kLanes) {
-      sum_columns<F, 2>(n_rows, at, n_groups, begin, end, rows, active, ahead);
+    if (left >= kVectors * kLanes) {
+      sum_columns<F, R, kVectors>(at, n_groups, begin, end, rows, active, ahead);
+      c += kVectors * kLanes;
+    } else if (kVectors > 2 && left >= 2 * kLanes) {
+      sum_columns<F, R, 2>(at, n_groups, begin, end, rows, active, ahead);
       c += 2 * kLanes;
     } else {
-      sum_columns<F, 1>(n_rows, at, n_groups, begin, end, rows, active, ahead);
+      sum_columns<F, R, 1>(at, n_groups, begin, end, rows, active, ahead);
       c += kLanes;
     }
+    // the next pass goes on where this one left off
+    ahead.at += kStretchGroups / (ahead.mask + 1) * ahead.step;
   }
+}
+
+template <class F>
+void sum_row_block(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int64_t begin,
+                   int64_t end, int64_t first_row, int64_t n_rows, int64_t tile_row, int64_t column,
+                   int64_t width, const ActiveGroups* active, const Ahead& ahead, float* tile) {
+  with_rows(n_rows, [&](auto r) {
+    sum_rows<F, decltype(r)::value>(job, panel, n_groups, begin, end, first_row, tile_row, column,
+                                    width, active, ahead, tile);
+  });
 }
 
 }  // namespace DYNKERN_ISA

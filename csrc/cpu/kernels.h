@@ -81,9 +81,11 @@ struct PlainWeights {
   int64_t first_part;  // kQkv: which of q, k and v the rows begin with
 };
 
-// Groups of plain weights that are brought into the packed layout at a time: whole blocks of
-// groups.
+// Groups that all rows go through before the next ones: whole blocks of groups, 16 KiB of a panel.
 constexpr int64_t kStretchGroups = 64;
+// Bytes between the words of a widened stretch: all groups' words of one step, then those of the
+// next.
+constexpr int64_t kPlane = kStretchGroups * 4;
 
 // Blocks of rows whose totals a thread holds at a time.
 constexpr int64_t kTileBlocks = 16;

@@ -13,8 +13,10 @@ namespace DYNKERN_ISA {
 using Vf = __m256;
 using Vi = __m256i;
 constexpr int64_t kLanes = 8;
-// 6 rows x 2 vectors of sums leave 4 of the 16 registers to weights and factors
-constexpr int kMaxVectors = 2;
+// Vectors of columns that the sums of so many rows take at a time: 12 sums leave 4 of the 16
+// registers to weights and factors, 8 hide the latency of an addition. One row goes through all 64
+// columns, so that weights are read in the order in which they lie.
+constexpr int vectors_of(int64_t rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
 
 inline Vi first(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)),
@@ -162,59 +164,102 @@ inline Vi or_words(Vi a, Vi b) { return _mm256_or_si256(a, b); }
 
 struct FormatF32 {
   static constexpr int64_t kFormat = kF32;
+  static constexpr int kSteps = 1;
+  static constexpr bool kWidens = false;
   using Sum = Vf;
   using Weights = Vf;
-  using Factor = Vf;
   static Sum zero(int32_t) { return vzero(); }
-  static Weights load(const uint8_t* p) { return vload(reinterpret_cast<const float*>(p)); }
-  static Factor factor(const uint8_t* p) { return vset(*reinterpret_cast<const float*>(p)); }
-  static Sum add(Sum sum, Weights w, Factor a) { return vfma(a, w, sum); }
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return vload(reinterpret_cast<const float*>(p));
+  }
+  template <int kStep>
+  static Vf factor(const uint8_t* p) {
+    return vset(*reinterpret_cast<const float*>(p));
+  }
+  static Vf wide_factor(const uint8_t* p) { return factor<0>(p); }
+  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
   static Vf total(Sum sum) { return sum; }
 };
 
 inline Vi load_bytes(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const Vi*>(p));
 }
+inline Vi load_words_n(const uint8_t* p, int64_t n) {  // zeros behind n words
+  return n >= kLanes ? load_bytes(p)
+                     : _mm256_maskload_epi32(reinterpret_cast<const int*>(p), first(n));
+}
 inline Vi word(const uint8_t* p) { return _mm256_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
 
+// Step 0: the lower of two inputs, step 1: the upper.
 struct FormatBF16 {
   static constexpr int64_t kFormat = kBF16;
+  static constexpr int kSteps = 2;
+  static constexpr bool kWidens = true;
   using Sum = Vf;
-  using Weights = Vi;
-  struct Factor {
-    Vf low, high;
-  };
+  using Weights = Vf;
   static Sum zero(int32_t) { return vzero(); }
-  static Weights load(const uint8_t* p) { return load_bytes(p); }
-  static Vf low(Vi x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
-  static Vf high(Vi x) {
+  template <int kStep>
+  static Vf half(Vi x) {
     return _mm256_castsi256_ps(
-        _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+        kStep == 0 ? _mm256_slli_epi32(x, 16)
+                   : _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
   }
-  static Factor factor(const uint8_t* p) { return {low(word(p)), high(word(p))}; }
-  static Sum add(Sum sum, Weights w, Factor a) {
-    return vfma(a.high, high(w), vfma(a.low, low(w), sum));
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return half<kStep>(load_bytes(p));
   }
+  template <int kStep>
+  static Vf factor(const uint8_t* p) {
+    return half<kStep>(word(p));
+  }
+  static Vf wide_factor(const uint8_t* p) { return vset(*reinterpret_cast<const float*>(p)); }
+  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
+    for (int64_t i = 0; i < n; i += kLanes, x += 32, wide += 32) {
+      const Vi pairs = load_words_n(x, n - i);
+      vstore(reinterpret_cast<float*>(wide), half<0>(pairs));
+      vstore(reinterpret_cast<float*>(wide + kPlane), half<1>(pairs));
+    }
+  }
+  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
   static Vf total(Sum sum) { return sum; }
 };
 
+// Step 0: inputs 0 and 2 of four, step 1: inputs 1 and 3.
 struct FormatI8 {
   static constexpr int64_t kFormat = kI8;
+  static constexpr int kSteps = 2;
+  static constexpr bool kWidens = true;
   using Sum = Vi;
   using Weights = Vi;
-  struct Factor {
-    Vi even, odd;
-  };
   static Sum zero(int32_t correction) { return _mm256_set1_epi32(correction); }
-  static Weights load(const uint8_t* p) { return load_bytes(p); }
-  static Factor factor(const uint8_t* p) {
-    return {_mm256_srai_epi16(_mm256_slli_epi16(word(p), 8), 8), _mm256_srai_epi16(word(p), 8)};
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    const Vi x = load_bytes(p);
+    return kStep == 0 ? _mm256_and_si256(x, _mm256_set1_epi16(0xff)) : _mm256_srli_epi16(x, 8);
   }
-  static Sum add(Sum sum, Weights w, Factor a) {
-    const Vi even = _mm256_and_si256(w, _mm256_set1_epi16(0xff));
-    const Vi odd = _mm256_srli_epi16(w, 8);
-    return _mm256_add_epi32(
-        sum, _mm256_add_epi32(_mm256_madd_epi16(even, a.even), _mm256_madd_epi16(odd, a.odd)));
+  template <int kStep>
+  static Vi half(Vi x) {
+    return _mm256_srai_epi16(kStep == 0 ? _mm256_slli_epi16(x, 8) : x, 8);
+  }
+  template <int kStep>
+  static Vi factor(const uint8_t* p) {
+    return half<kStep>(word(p));
+  }
+  static Vi wide_factor(const uint8_t* p) { return word(p); }
+  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
+    for (int64_t i = 0; i < n; i += kLanes, x += 32, wide += 32) {
+      const Vi fours = load_words_n(x, n - i);
+      store_words(wide, half<0>(fours));
+      store_words(wide + kPlane, half<1>(fours));
+    }
+  }
+  static Sum add(Sum sum, Weights w, Vi a) {
+    // GCC 12 would add products of both steps first and keep none of 12 sums in a register: 112
+    // instead of 127 GOP/s of a core
+    Vi product;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(w), "x"(a));
+    return sum;
   }
   static Vf total(Sum sum) { return _mm256_cvtepi32_ps(sum); }
 };

@@ -17,7 +17,9 @@ namespace DYNKERN_ISA {
 using Vf = __m512;
 using Vi = __m512i;
 constexpr int64_t kLanes = 16;
-constexpr int kMaxVectors = 4;
+// Vectors of columns that the sums of so many rows take at a time: all 64 columns of a panel, so
+// that weights are read in the order in which they lie; 6 rows have 24 sums in 32 registers.
+constexpr int vectors_of(int64_t) { return 4; }
 
 inline __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
 
@@ -154,83 +156,151 @@ inline Vi load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
 inline void store_words(uint8_t* p, Vi x) { _mm512_storeu_si512(p, x); }
 inline Vi or_words(Vi a, Vi b) { return _mm512_or_si512(a, b); }
 
+inline Vi word(const uint8_t* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
+inline Vi load_words_n(const uint8_t* p, int64_t n) {  // zeros behind n words
+  return n >= kLanes ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first(n), p);
+}
+
 struct FormatF32 {
   static constexpr int64_t kFormat = kF32;
+  static constexpr int kSteps = 1;
+  static constexpr bool kWidens = false;
   using Sum = Vf;
   using Weights = Vf;
-  using Factor = Vf;
   static Sum zero(int32_t) { return vzero(); }
-  static Weights load(const uint8_t* p) { return _mm512_loadu_ps(p); }
-  static Factor factor(const uint8_t* p) { return vset(*reinterpret_cast<const float*>(p)); }
-  static Sum add(Sum sum, Weights w, Factor a) { return vfma(a, w, sum); }
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return _mm512_loadu_ps(p);
+  }
+  template <int kStep>
+  static Vf factor(const uint8_t* p) {
+    return vset(*reinterpret_cast<const float*>(p));
+  }
+  static Vf wide_factor(const uint8_t* p) { return factor<0>(p); }
+  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
   static Vf total(Sum sum) { return sum; }
 };
 
+#if defined(DYNKERN_BF16)
 struct FormatBF16 {
   static constexpr int64_t kFormat = kBF16;
+  static constexpr int kSteps = 1;
+  static constexpr bool kWidens = false;
   using Sum = Vf;
   using Weights = Vi;
   static Sum zero(int32_t) { return vzero(); }
-  static Weights load(const uint8_t* p) { return _mm512_loadu_si512(p); }
-  static Vi word(const uint8_t* p) {
-    return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p));
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return _mm512_loadu_si512(p);
   }
-#if defined(DYNKERN_BF16)
-  using Factor = Vi;
-  static Factor factor(const uint8_t* p) { return word(p); }
-  static Sum add(Sum sum, Weights w, Factor a) {
+  template <int kStep>
+  static Vi factor(const uint8_t* p) {
+    return word(p);
+  }
+  static Vi wide_factor(const uint8_t* p) { return word(p); }
+  static Sum add(Sum sum, Weights w, Vi a) {
     return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)w);
   }
-#else
-  struct Factor {
-    Vf low, high;
-  };
-  static Vf low(Vi x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
-  static Vf high(Vi x) {
-    return _mm512_castsi512_ps(
-        _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
-  }
-  static Factor factor(const uint8_t* p) { return {low(word(p)), high(word(p))}; }
-  static Sum add(Sum sum, Weights w, Factor a) {
-    return vfma(a.high, high(w), vfma(a.low, low(w), sum));
-  }
-#endif
   static Vf total(Sum sum) { return sum; }
 };
+#else
+// Step 0: the lower of two inputs, step 1: the upper.
+struct FormatBF16 {
+  static constexpr int64_t kFormat = kBF16;
+  static constexpr int kSteps = 2;
+  static constexpr bool kWidens = true;
+  using Sum = Vf;
+  using Weights = Vf;
+  static Sum zero(int32_t) { return vzero(); }
+  template <int kStep>
+  static Vf half(Vi x) {
+    return _mm512_castsi512_ps(
+        kStep == 0 ? _mm512_slli_epi32(x, 16)
+                   : _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return half<kStep>(_mm512_loadu_si512(p));
+  }
+  template <int kStep>
+  static Vf factor(const uint8_t* p) {
+    return half<kStep>(word(p));
+  }
+  static Vf wide_factor(const uint8_t* p) { return vset(*reinterpret_cast<const float*>(p)); }
+  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
+    for (int64_t i = 0; i < n; i += kLanes, x += 64, wide += 64) {
+      const Vi pairs = load_words_n(x, n - i);
+      vstore(reinterpret_cast<float*>(wide), half<0>(pairs));
+      vstore(reinterpret_cast<float*>(wide + kPlane), half<1>(pairs));
+    }
+  }
+  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
+  static Vf total(Sum sum) { return sum; }
+};
+#endif
 
+#if defined(DYNKERN_VNNI)
 struct FormatI8 {
   static constexpr int64_t kFormat = kI8;
+  static constexpr int kSteps = 1;
+  static constexpr bool kWidens = false;
   using Sum = Vi;
   using Weights = Vi;
   static Sum zero(int32_t correction) { return _mm512_set1_epi32(correction); }
-  static Weights load(const uint8_t* p) { return _mm512_loadu_si512(p); }
-  static Vi word(const uint8_t* p) {
-    return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p));
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return _mm512_loadu_si512(p);
   }
-#if defined(DYNKERN_VNNI)
-  using Factor = Vi;
-  static Factor factor(const uint8_t* p) { return word(p); }
-  static Sum add(Sum sum, Weights w, Factor a) {
+  template <int kStep>
+  static Vi factor(const uint8_t* p) {
+    return word(p);
+  }
+  static Vi wide_factor(const uint8_t* p) { return word(p); }
+  static Sum add(Sum sum, Weights w, Vi a) {
     // the intrinsic makes GCC 12 spill half of 24 sums: 390 instead of 900 GOP/s a core
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));
     return sum;
   }
-#else
-  struct Factor {
-    Vi even, odd;
-  };
-  static Factor factor(const uint8_t* p) {
-    return {_mm512_srai_epi16(_mm512_slli_epi16(word(p), 8), 8), _mm512_srai_epi16(word(p), 8)};
-  }
-  static Sum add(Sum sum, Weights w, Factor a) {
-    const Vi even = _mm512_and_si512(w, _mm512_set1_epi16(0xff));
-    const Vi odd = _mm512_srli_epi16(w, 8);
-    return _mm512_add_epi32(
-        sum, _mm512_add_epi32(_mm512_madd_epi16(even, a.even), _mm512_madd_epi16(odd, a.odd)));
-  }
-#endif
   static Vf total(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
+#else
+// Step 0: inputs 0 and 2 of four, step 1: inputs 1 and 3.
+struct FormatI8 {
+  static constexpr int64_t kFormat = kI8;
+  static constexpr int kSteps = 2;
+  static constexpr bool kWidens = true;
+  using Sum = Vi;
+  using Weights = Vi;
+  static Sum zero(int32_t correction) { return _mm512_set1_epi32(correction); }
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    const Vi x = _mm512_loadu_si512(p);
+    return kStep == 0 ? _mm512_and_si512(x, _mm512_set1_epi16(0xff)) : _mm512_srli_epi16(x, 8);
+  }
+  template <int kStep>
+  static Vi half(Vi x) {
+    return _mm512_srai_epi16(kStep == 0 ? _mm512_slli_epi16(x, 8) : x, 8);
+  }
+  template <int kStep>
+  static Vi factor(const uint8_t* p) {
+    return half<kStep>(word(p));
+  }
+  static Vi wide_factor(const uint8_t* p) { return word(p); }
+  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
+    for (int64_t i = 0; i < n; i += kLanes, x += 64, wide += 64) {
+      const Vi fours = load_words_n(x, n - i);
+      store_words(wide, half<0>(fours));
+      store_words(wide + kPlane, half<1>(fours));
+    }
+  }
+  static Sum add(Sum sum, Weights w, Vi a) {
+    Vi product;  // as with AVX2, GCC would add products first
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(w), "v"(a));
+    return sum;
+  }
+  static Vf total(Sum sum) { return _mm512_cvtepi32_ps(sum); }
+};
+#endif
 
 }  // namespace DYNKERN_ISA
 }  // namespace dynkern

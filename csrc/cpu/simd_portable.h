@@ -14,7 +14,9 @@ namespace DYNKERN_ISA {
 typedef float Vf __attribute__((vector_size(16)));
 typedef int32_t Vi __attribute__((vector_size(16)));
 constexpr int64_t kLanes = 4;
-constexpr int kMaxVectors = 2;
+// Vectors of columns that the sums of so many rows take at a time: at most 12 sums, since SSE2 has
+// 16 registers.
+constexpr int vectors_of(int64_t rows) { return rows == 1 ? 8 : rows <= 3 ? 4 : 2; }
 
 template <class To, class From>
 inline To bits(From x) {
@@ -151,53 +153,80 @@ inline int32_t word(const uint8_t* p) {
 
 struct FormatF32 {
   static constexpr int64_t kFormat = kF32;
+  static constexpr int kSteps = 1;
+  static constexpr bool kWidens = false;
   using Sum = Vf;
   using Weights = Vf;
-  using Factor = Vf;
   static Sum zero(int32_t) { return vzero(); }
-  static Weights load(const uint8_t* p) { return bits<Vf>(load_bytes(p)); }
-  static Factor factor(const uint8_t* p) { return vset(bits<float>(word(p))); }
-  static Sum add(Sum sum, Weights w, Factor a) { return vfma(a, w, sum); }
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return bits<Vf>(load_bytes(p));
+  }
+  template <int kStep>
+  static Vf factor(const uint8_t* p) {
+    return vset(bits<float>(word(p)));
+  }
+  static Vf wide_factor(const uint8_t* p) { return factor<0>(p); }
+  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
   static Vf total(Sum sum) { return sum; }
 };
 
+// Step 0: the lower of two inputs, step 1: the upper.
 struct FormatBF16 {
   static constexpr int64_t kFormat = kBF16;
+  static constexpr int kSteps = 2;
+  static constexpr bool kWidens = true;
   using Sum = Vf;
-  using Weights = Vi;
-  struct Factor {
-    Vf low, high;
-  };
+  using Weights = Vf;
   static Sum zero(int32_t) { return vzero(); }
-  static Weights load(const uint8_t* p) { return load_bytes(p); }
-  static Vf low(Vi x) { return bits<Vf>(x << 16); }
-  static Vf high(Vi x) { return bits<Vf>(x & static_cast<int32_t>(0xffff0000)); }
-  static Factor factor(const uint8_t* p) {
+  template <int kStep>
+  static Vf half(Vi x) {
+    return bits<Vf>(kStep == 0 ? x << 16 : x & static_cast<int32_t>(0xffff0000));
+  }
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return half<kStep>(load_bytes(p));
+  }
+  template <int kStep>
+  static Vf factor(const uint8_t* p) {
     const int32_t x = word(p);
-    const Vi all = {x, x, x, x};
-    return {low(all), high(all)};
+    return half<kStep>(Vi{x, x, x, x});
   }
-  static Sum add(Sum sum, Weights w, Factor a) {
-    return vfma(a.high, high(w), vfma(a.low, low(w), sum));
+  static Vf wide_factor(const uint8_t* p) { return vset(bits<float>(word(p))); }
+  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
+    for (int64_t i = 0; i < n; i += kLanes, x += 16, wide += 16) {
+      Vi pairs = {};
+      std::memcpy(&pairs, x, static_cast<size_t>(n - i < kLanes ? n - i : kLanes) * 4);
+      store_words(wide, bits<Vi>(half<0>(pairs)));
+      store_words(wide + kPlane, bits<Vi>(half<1>(pairs)));
+    }
   }
+  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
   static Vf total(Sum sum) { return sum; }
 };
 
 struct FormatI8 {
   static constexpr int64_t kFormat = kI8;
+  static constexpr int kSteps = 1;
+  static constexpr bool kWidens = false;
   using Sum = Vi;
   using Weights = Vi;
   struct Factor {
     int32_t value[4];
   };
   static Sum zero(int32_t correction) { return Vi{correction, correction, correction, correction}; }
-  static Weights load(const uint8_t* p) { return load_bytes(p); }
+  template <int kStep>
+  static Weights weights(const uint8_t* p) {
+    return load_bytes(p);
+  }
+  template <int kStep>
   static Factor factor(const uint8_t* p) {
     const int32_t x = word(p);
     return {{static_cast<int8_t>(x), static_cast<int8_t>(x >> 8), static_cast<int8_t>(x >> 16),
              static_cast<int8_t>(x >> 24)}};
   }
-  static Sum add(Sum sum, Weights w, Factor a) {
+  static Factor wide_factor(const uint8_t* p) { return factor<0>(p); }
+  static Sum add(Sum sum, Weights w, const Factor& a) {
     return sum + (((w & 0xff) * a.value[0] + (w >> 8 & 0xff) * a.value[1]) +
                   ((w >> 16 & 0xff) * a.value[2] + (w >> 24 & 0xff) * a.value[3]));
   }
