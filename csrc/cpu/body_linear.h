@@ -9,26 +9,6 @@
 namespace dynkern {
 namespace DYNKERN_ISA {
 
-// What block number i of n blocks of rows fetches while it uses the stretch at `at`. One row reads
-// so fast that the hardware follows; more rows leave it too little to see.
-inline Ahead look_ahead(const uint8_t* at, int64_t stretch_bytes, int64_t n_rows, int64_t i,
-                        int64_t n) {
-  if (n == 1 && n_rows == 1) return {at, 0, 0, 0};
-  const int64_t passes = kPanel / (vectors_of(n_rows) * kLanes);
-  if (passes == 1) {
-    if (n == 1) return {at + kStreamAhead, kAlone, kGroupBytes, 0};
-    const int lines = n < 4 ? 2 : 1;
-    if (i * lines >= 4) return {at, 0, 0, 0};
-    return {at + kStretchesAhead * stretch_bytes + i * lines * 64, lines, kGroupBytes, 0};
-  }
-  int64_t shares = 1;
-  while (2 * shares <= n) shares *= 2;
-  if (i >= shares) return {at, 0, 0, 0};
-  const int lines = passes < 4 ? 2 : 1;
-  return {at + kPassesAhead * stretch_bytes + i * stretch_bytes / shares, lines, lines * 64,
-          shares * passes * lines / 4 - 1};
-}
-
 // Totals of blocks of rows [first_block, last_block) in columns [column, column + width) of a
 // panel; tile: [rows, 64], its first row is the first row of first_block.
 template <class F>
@@ -45,19 +25,18 @@ void sum_panel(const LinearJob& job, const uint8_t* panel, int64_t first_block, 
   for (int64_t i = 0; i <= last_block - first_block; ++i) {
     first_row_of[i] = row_block_begin(job.m, first_block + i);
   }
+  Reader reader{nullptr, stretch * kBlock * kGroupBytes, 0, last_block - first_block, 0};
+  while (2 << reader.log_shares <= reader.n_blocks) ++reader.log_shares;
   for (int64_t begin = 0; begin < n_blocks; begin += stretch) {
     const int64_t end = begin + stretch < n_blocks ? begin + stretch : n_blocks;
-    for (int64_t row_block = first_block; row_block < last_block; ++row_block) {
-      const int64_t first_row = first_row_of[row_block - first_block];
-      const int64_t n_rows = first_row_of[row_block - first_block + 1] - first_row;
-      const ActiveGroups* active = job.active ? job.active + row_block : nullptr;
+    reader.stretch = panel + begin * kBlock * kGroupBytes;
+    for (reader.block = 0; reader.block < reader.n_blocks; ++reader.block) {
+      const int64_t first_row = first_row_of[reader.block];
+      const int64_t n_rows = first_row_of[reader.block + 1] - first_row;
+      const ActiveGroups* active = job.active ? job.active + first_block + reader.block : nullptr;
       if (active != nullptr && active->groups == nullptr) active = nullptr;
-      // behind the last stretch of a panel lies the first of the next panel
-      const Ahead ahead =
-          look_ahead(panel + begin * kBlock * kGroupBytes, stretch * kBlock * kGroupBytes, n_rows,
-                     row_block - first_block, last_block - first_block);
       sum_row_block<F>(job, panel, n_groups, begin, end, first_row, n_rows, first_row_of[0], column,
-                       width, active, ahead, tile);
+                       width, active, reader, tile);
     }
   }
 }

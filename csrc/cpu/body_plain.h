@@ -98,8 +98,8 @@ void sum_stretches(const LinearJob& job, int64_t panel, int64_t column, int64_t 
     for (int64_t block = 0; block < row_block_count(job.m); ++block) {
       const int64_t first_row = row_block_begin(job.m, block);
       sum_row_block<F>(job, at, n_groups, begin / kBlock, divide_up(end, kBlock), first_row,
-                       row_block_begin(job.m, block + 1) - first_row, 0, column, width, nullptr,
-                       {nullptr, 0, 0, 0}, tile);
+                       row_block_begin(job.m, block + 1) - first_row, 0, column, width, nullptr, {},
+                       tile);
     }
   }
 }

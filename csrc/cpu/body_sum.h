@@ -8,12 +8,15 @@
 namespace dynkern {
 namespace DYNKERN_ISA {
 
-// Rows of one block: their groups, scales, corrections and totals.
+// Rows of one block, the first of each: groups x_stride bytes apart, scales and corrections
+// n_scales, totals kPanel.
 struct BlockRows {
-  const uint8_t* x[kMaxRows];
-  const float* scale[kMaxRows];
-  const int32_t* correction[kMaxRows];
-  float* total[kMaxRows];
+  const uint8_t* x;
+  int64_t x_stride;
+  const float* scale;
+  const int32_t* correction;
+  int64_t n_scales;
+  float* total;
 };
 
 // Whether R rows widen the words of a stretch before they use them: one row uses each once.
@@ -27,10 +30,10 @@ template <class F, int R, int NV, bool kWide>
 struct BlockSum {
   typename F::Sum sum[R][NV];
 
-  explicit BlockSum(const int32_t* const* correction, int64_t block) {
+  BlockSum(const BlockRows& rows, int64_t block) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const int32_t start = F::kFormat == kI8 ? correction[r][block] : 0;
+      const int32_t start = F::kFormat == kI8 ? rows.correction[r * rows.n_scales + block] : 0;
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[r][v] = F::zero(start);
     }
@@ -73,19 +76,57 @@ struct Ahead {
   int64_t mask;
 };
 
+// Which of n_blocks blocks of rows reads a stretch of packed weights; 2 ^ log_shares of them, the
+// most that there are, share out what is fetched meanwhile. Behind the last stretch of a panel lies
+// the first of the next panel. n_blocks is 0 where nothing is to be fetched.
+struct Reader {
+  const uint8_t* stretch;
+  int64_t stretch_bytes;
+  int64_t block;
+  int64_t n_blocks;
+  int log_shares;
+};
+
+// What R rows fetch. One row reads so fast that the hardware follows; more rows leave it too little
+// to see.
+template <int R>
+inline Ahead look_ahead(const Reader& reader) {
+  constexpr int kPasses = static_cast<int>(kPanel / (vectors_of(R) * kLanes));
+  constexpr Ahead kNothing = {nullptr, 0, 0, 0};
+  const int64_t i = reader.block, n = reader.n_blocks;
+  if (n == 0 || (R == 1 && n == 1)) return kNothing;
+  if (kPasses == 1) {
+    if (n == 1) return {reader.stretch + kStreamAhead, kAlone, kGroupBytes, 0};
+    const int lines = n < 4 ? 2 : 1;
+    if (i * lines >= 4) return kNothing;
+    return {reader.stretch + kStretchesAhead * reader.stretch_bytes + i * lines * 64, lines,
+            kGroupBytes, 0};
+  }
+  if (i >> reader.log_shares) return kNothing;
+  constexpr int kLines = kPasses < 4 ? 2 : 1;
+  constexpr int64_t kEvery = kPasses * kLines / 4;
+  return {reader.stretch + kPassesAhead * reader.stretch_bytes +
+              (i * reader.stretch_bytes >> reader.log_shares),
+          kLines, kLines * 64, (kEvery << reader.log_shares) - 1};
+}
+
 // Totals of R rows and NV vectors of columns over blocks [begin, end) of groups.
 // Not inline: among its callers' variables GCC runs out of registers for the sums.
 template <class F, int R, int NV, bool kSparse, int kLines>
 __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups, int64_t begin,
                                           int64_t end, const BlockRows& rows,
                                           const ActiveGroups* active, const Ahead& ahead) {
-  (void)active, (void)ahead;
+  (void)active;
   constexpr int64_t kBlock = block_groups(F::kFormat);
   const uint8_t* x[kMaxRows];
-  for (int r = 0; r < R; ++r) x[r] = rows.x[r];
+  for (int r = 0; r < R; ++r) x[r] = rows.x + r * rows.x_stride;
+  // in registers: a vector that is stored may alias anything
+  float* const totals = rows.total;
   const uint8_t* line = ahead.at;
+  const int64_t step = ahead.step, mask = ahead.mask;
+  (void)line, (void)step, (void)mask;
   for (int64_t block = begin; block < end; ++block) {
-    BlockSum<F, R, NV, widens<F, R, kSparse>()> sums(rows.correction, block);
+    BlockSum<F, R, NV, widens<F, R, kSparse>()> sums(rows, block);
     if (kSparse) {
       const uint32_t* group = active->groups + active->offsets[block];
       const uint32_t* last = active->groups + active->offsets[block + 1];
@@ -99,12 +140,12 @@ __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups
     } else {
       const int64_t last = block * kBlock + kBlock < n_groups ? block * kBlock + kBlock : n_groups;
       for (int64_t group = block * kBlock; group < last; ++group) {
-        if (kLines > 0 && (group & ahead.mask) == 0) {
+        if (kLines > 0 && (group & mask) == 0) {
 #pragma GCC unroll 4
           for (int i = 0; i < kLines; ++i) {
             kLines == kAlone ? prefetch(line + i * 64) : prefetch_far(line + i * 64);
           }
-          line += ahead.step;
+          line += step;
         }
         sums.add(x, panel, group);
       }
@@ -113,11 +154,12 @@ __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) {
-        float* total = rows.total[r] + v * kLanes;
+        float* total = totals + r * kPanel + v * kLanes;
         const Vf before = block == 0 ? vzero() : vload(total);
         const Vf sum = F::total(sums.sum[r][v]);
-        vstore(total, F::kFormat == kI8 ? vfma(sum, vset(rows.scale[r][block]), before)
-                                        : vadd(sum, before));
+        vstore(total, F::kFormat == kI8
+                          ? vfma(sum, vset(rows.scale[r * rows.n_scales + block]), before)
+                          : vadd(sum, before));
       }
     }
   }
@@ -144,31 +186,32 @@ void sum_columns(const uint8_t* panel, int64_t n_groups, int64_t begin, int64_t 
 template <class F, int R>
 void sum_rows(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int64_t begin,
               int64_t end, int64_t first_row, int64_t tile_row, int64_t column, int64_t width,
-              const ActiveGroups* active, Ahead ahead, float* tile) {
+              const ActiveGroups* active, const Reader& reader, float* tile) {
   constexpr int kVectors = vectors_of(R);
+  Ahead ahead = look_ahead<R>(reader);
   constexpr int64_t kBlock = block_groups(F::kFormat);
-  BlockRows rows;
+  BlockRows rows{job.x.data + first_row * job.x.stride,
+                 job.x.stride,
+                 job.x.scale + first_row * job.x.n_blocks,
+                 job.x.correction + first_row * job.x.n_blocks,
+                 job.x.n_blocks,
+                 nullptr};
   alignas(64) uint8_t wide[F::kWidens ? R : 1][F::kSteps * kPlane];
-  for (int64_t r = 0; r < R; ++r) {
-    const int64_t j = first_row + r;
-    rows.x[r] = job.x.data + j * job.x.stride;
-    rows.scale[r] = job.x.scale + j * job.x.n_blocks;
-    rows.correction[r] = job.x.correction + j * job.x.n_blocks;
-    if constexpr (widens<F, R, false>()) {
-      if (active == nullptr) {
-        const int64_t first = begin * kBlock;
-        const int64_t last = end * kBlock < n_groups ? end * kBlock : n_groups;
-        F::widen(rows.x[r] + first * 4, last - first, wide[r]);
-        // where the row would begin: sums count groups from there
-        rows.x[r] = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(wide[r]) -
-                                                     static_cast<uintptr_t>(first) * 4);
+  if constexpr (widens<F, R, false>()) {
+    if (active == nullptr) {
+      const int64_t first = begin * kBlock;
+      const int64_t last = end * kBlock < n_groups ? end * kBlock : n_groups;
+      for (int64_t r = 0; r < R; ++r) {
+        F::widen(rows.x + r * rows.x_stride + first * 4, last - first, wide[r]);
       }
+      // where the rows would begin: sums count groups from there
+      rows.x = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(wide) -
+                                                static_cast<uintptr_t>(first) * 4);
+      rows.x_stride = sizeof(wide[0]);
     }
   }
   for (int64_t c = column; c < column + width;) {
-    for (int64_t r = 0; r < R; ++r) {
-      rows.total[r] = tile + (first_row + r - tile_row) * kPanel + c;
-    }
+    rows.total = tile + (first_row - tile_row) * kPanel + c;
     const uint8_t* at = panel + c * 4;
     const int64_t left = column + width - c;
     if (left >= kVectors * kLanes) {
@@ -189,10 +232,10 @@ void sum_rows(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int6
 template <class F>
 void sum_row_block(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int64_t begin,
                    int64_t end, int64_t first_row, int64_t n_rows, int64_t tile_row, int64_t column,
-                   int64_t width, const ActiveGroups* active, const Ahead& ahead, float* tile) {
+                   int64_t width, const ActiveGroups* active, const Reader& reader, float* tile) {
   with_rows(n_rows, [&](auto r) {
     sum_rows<F, decltype(r)::value>(job, panel, n_groups, begin, end, first_row, tile_row, column,
-                                    width, active, ahead, tile);
+                                    width, active, reader, tile);
   });
 }
 
