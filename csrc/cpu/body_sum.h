@@ -110,66 +110,71 @@ inline Ahead look_ahead(const Reader& reader) {
           kLines, kLines * 64, (kEvery << reader.log_shares) - 1};
 }
 
-// Totals of R rows and NV vectors of columns over blocks [begin, end) of groups.
+// Totals of R rows over blocks [begin, end) of groups, in `width` columns from the beginning of
+// `panel` on, NV vectors at a time.
 // Not inline: among its callers' variables GCC runs out of registers for the sums.
 template <class F, int R, int NV, bool kSparse, int kLines>
 __attribute__((noinline)) void sum_blocks(const uint8_t* panel, int64_t n_groups, int64_t begin,
-                                          int64_t end, const BlockRows& rows,
+                                          int64_t end, int64_t width, const BlockRows& rows,
                                           const ActiveGroups* active, const Ahead& ahead) {
   (void)active;
   constexpr int64_t kBlock = block_groups(F::kFormat);
   const uint8_t* x[kMaxRows];
   for (int r = 0; r < R; ++r) x[r] = rows.x + r * rows.x_stride;
   // in registers: a vector that is stored may alias anything
-  float* const totals = rows.total;
+  float* totals = rows.total;
   const uint8_t* line = ahead.at;
   const int64_t step = ahead.step, mask = ahead.mask;
   (void)line, (void)step, (void)mask;
-  for (int64_t block = begin; block < end; ++block) {
-    BlockSum<F, R, NV, widens<F, R, kSparse>()> sums(rows, block);
-    if (kSparse) {
-      const uint32_t* group = active->groups + active->offsets[block];
-      const uint32_t* last = active->groups + active->offsets[block + 1];
-      for (; group != last; ++group) {
-        // the hardware does not foresee jumps; the list goes on behind the block, and behind its
-        // own end it is padded
-        const uint8_t* later = panel + group[kListAhead] * kGroupBytes;
-        for (int64_t byte = 0; byte < NV * kLanes * 4; byte += 64) prefetch(later + byte);
-        sums.add(x, panel, *group);
-      }
-    } else {
-      const int64_t last = block * kBlock + kBlock < n_groups ? block * kBlock + kBlock : n_groups;
-      for (int64_t group = block * kBlock; group < last; ++group) {
-        if (kLines > 0 && (group & mask) == 0) {
-#pragma GCC unroll 4
-          for (int i = 0; i < kLines; ++i) {
-            kLines == kAlone ? prefetch(line + i * 64) : prefetch_far(line + i * 64);
-          }
-          line += step;
+  for (float* const last_column = totals + width; totals < last_column;
+       totals += NV * kLanes, panel += NV * kLanes * 4) {
+    for (int64_t block = begin; block < end; ++block) {
+      BlockSum<F, R, NV, widens<F, R, kSparse>()> sums(rows, block);
+      if (kSparse) {
+        const uint32_t* group = active->groups + active->offsets[block];
+        const uint32_t* last = active->groups + active->offsets[block + 1];
+        for (; group != last; ++group) {
+          // the hardware does not foresee jumps; the list goes on behind the block, and behind its
+          // own end it is padded
+          const uint8_t* later = panel + group[kListAhead] * kGroupBytes;
+          for (int64_t byte = 0; byte < NV * kLanes * 4; byte += 64) prefetch(later + byte);
+          sums.add(x, panel, *group);
         }
-        sums.add(x, panel, group);
+      } else {
+        const int64_t end_group = block * kBlock + kBlock;
+        const int64_t last = end_group < n_groups ? end_group : n_groups;
+        for (int64_t group = block * kBlock; group < last; ++group) {
+          if (kLines > 0 && (group & mask) == 0) {
+#pragma GCC unroll 4
+            for (int i = 0; i < kLines; ++i) {
+              kLines == kAlone ? prefetch(line + i * 64) : prefetch_far(line + i * 64);
+            }
+            line += step;
+          }
+          sums.add(x, panel, group);
+        }
       }
-    }
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
+      for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) {
-        float* total = totals + r * kPanel + v * kLanes;
-        const Vf before = block == 0 ? vzero() : vload(total);
-        const Vf sum = F::total(sums.sum[r][v]);
-        vstore(total, F::kFormat == kI8
-                          ? vfma(sum, vset(rows.scale[r * rows.n_scales + block]), before)
-                          : vadd(sum, before));
+        for (int v = 0; v < NV; ++v) {
+          float* total = totals + r * kPanel + v * kLanes;
+          const Vf before = block == 0 ? vzero() : vload(total);
+          const Vf sum = F::total(sums.sum[r][v]);
+          vstore(total, F::kFormat == kI8
+                            ? vfma(sum, vset(rows.scale[r * rows.n_scales + block]), before)
+                            : vadd(sum, before));
+        }
       }
     }
   }
 }
 
 template <class F, int R, int NV>
-void sum_columns(const uint8_t* panel, int64_t n_groups, int64_t begin, int64_t end,
+void sum_columns(const uint8_t* panel, int64_t n_groups, int64_t begin, int64_t end, int64_t width,
                  const BlockRows& rows, const ActiveGroups* active, const Ahead& ahead) {
 #define DYNKERN_SUM(sparse, lines) \
-  sum_blocks<F, R, NV, sparse, lines>(panel, n_groups, begin, end, rows, active, ahead)
+  sum_blocks<F, R, NV, sparse, lines>(panel, n_groups, begin, end, width, rows, active, ahead)
   // columns in parts are rare and narrow, and not worth the variants
   constexpr bool kWhole = NV == vectors_of(R);
   if (active != nullptr) return DYNKERN_SUM(true, 0);
@@ -188,7 +193,7 @@ void sum_rows(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int6
               int64_t end, int64_t first_row, int64_t tile_row, int64_t column, int64_t width,
               const ActiveGroups* active, const Reader& reader, float* tile) {
   constexpr int kVectors = vectors_of(R);
-  Ahead ahead = look_ahead<R>(reader);
+  const Ahead ahead = look_ahead<R>(reader);
   constexpr int64_t kBlock = block_groups(F::kFormat);
   BlockRows rows{job.x.data + first_row * job.x.stride,
                  job.x.stride,
@@ -210,22 +215,15 @@ void sum_rows(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int6
       rows.x_stride = sizeof(wide[0]);
     }
   }
-  for (int64_t c = column; c < column + width;) {
-    rows.total = tile + (first_row - tile_row) * kPanel + c;
-    const uint8_t* at = panel + c * 4;
-    const int64_t left = column + width - c;
-    if (left >= kVectors * kLanes) {
-      sum_columns<F, R, kVectors>(at, n_groups, begin, end, rows, active, ahead);
-      c += kVectors * kLanes;
-    } else if (kVectors > 2 && left >= 2 * kLanes) {
-      sum_columns<F, R, 2>(at, n_groups, begin, end, rows, active, ahead);
-      c += 2 * kLanes;
-    } else {
-      sum_columns<F, R, 1>(at, n_groups, begin, end, rows, active, ahead);
-      c += kLanes;
-    }
-    // the next pass goes on where this one left off
-    ahead.at += kStretchGroups / (ahead.mask + 1) * ahead.step;
+  rows.total = tile + (first_row - tile_row) * kPanel + column;
+  const uint8_t* at = panel + column * 4;
+  constexpr int64_t kColumns = kVectors * kLanes;
+  if (width >= kColumns) {
+    sum_columns<F, R, kVectors>(at, n_groups, begin, end, width, rows, active, ahead);
+  } else if (kVectors > 2 && width >= 2 * kLanes) {
+    sum_columns<F, R, 2>(at, n_groups, begin, end, width, rows, active, ahead);
+  } else {
+    sum_columns<F, R, 1>(at, n_groups, begin, end, width, rows, active, ahead);
   }
 }
 
