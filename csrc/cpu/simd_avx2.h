@@ -131,14 +131,12 @@ inline Vf vload_n(const Half* p, int64_t n) {
 // Nearest integers, |x| < 128, as int8; returns their sum.
 inline int32_t vstore_i8(uint8_t* p, Vf x) {
   const Vi rounded = _mm256_cvtps_epi32(x);
-  alignas(32) int32_t lanes[8];
-  _mm256_store_si256(reinterpret_cast<Vi*>(lanes), rounded);
-  int32_t sum = 0;
-  for (int i = 0; i < 8; ++i) {
-    p[i] = static_cast<uint8_t>(lanes[i]);
-    sum += lanes[i];
-  }
-  return sum;
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+  const __m128i four = _mm_madd_epi16(words, _mm_set1_epi16(1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
