@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +22,6 @@ from bench.results_file import append, stamp
 from dynkern.controller_file import read_controller
 from dynkern.evaluation.analysis import difference_interval
 from dynkern.evaluation.sweep import SweepConfig, run_sweep
-from dynkern.machine import device_name
 from dynkern.routes import KV_FILLS
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -150,7 +148,7 @@ def main(
     ]
     for config in configs:
         config.check()
-    on = {**stamp(device_name(torch.device("cpu")), False), "model": Path(model).name}
+    on = {**stamp("cpu", False), "model": Path(model).name}
     grid = Table("controller", "kv_fill", "policy", "layers", "ROUGE-L", "decoding")
     for config in configs:
         rows = measure(config, files, console)

@@ -35,7 +35,6 @@ from dynkern.evaluation.judgement import decode_seconds
 from dynkern.evaluation.probe import EngineProbe
 from dynkern.evaluation.timing import CaseTiming, Spread, Timings, interleave
 from dynkern.llm import LLM
-from dynkern.machine import device_name
 from dynkern.routes import KV_FILLS
 from dynkern.runtime.executors.kv_fill import DEFERRED_TOKENS
 from dynkern.runtime.request import RunResult
@@ -230,7 +229,7 @@ def main(
 
                     here = Place(models[format], rows, length, new_tokens)
                     for row in measure(here, repeats, report):
-                        where = stamp(device_name(torch.device("cpu")), dry_run)
+                        where = stamp("cpu", dry_run)
                         append(output / "cost_model.csv", [{**where, **on, **row}])
                         done.append({**on, **row})
     _print(done, left)

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -37,7 +36,6 @@ from dynkern.evaluation.rouge import score
 from dynkern.evaluation.sweep import encode_prompts
 from dynkern.evaluation.timing import Timings, interleave
 from dynkern.llm import LLM
-from dynkern.machine import device_name
 from dynkern.runtime.request import RunResult
 
 # of the possible speed-up, at full depth's ROUGE-L or better
@@ -204,7 +202,7 @@ def _measured(
                     "prompts": len(work.prompts),
                 }
                 for row in work.measure(ways):
-                    where = stamp(device_name(torch.device("cpu")), dry_run)
+                    where = stamp("cpu", dry_run)
                     append(output / "depths.csv", [{**where, **on, **row}])
                     yield {**on, **row}
                 bar.advance(task)

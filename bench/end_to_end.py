@@ -34,7 +34,6 @@ from bench.peers import KINDS
 from bench.results_file import append, stamp
 from dynkern.data import TEMPLATES, encode_prompt, load_records, prompt_cap
 from dynkern.llm import LLM
-from dynkern.machine import device_name
 
 # hidden size, layers, heads, FFN size, vocabulary
 SHAPES = {
@@ -180,7 +179,7 @@ def main(
                 checkpoint, groups, kind, dtype, batches, sizes, repeats, peer_options, bar, keep
             ):
                 full = {**dict.fromkeys(COLUMNS, ""), **sizes, **row, "shape": label}
-                on = stamp(device_name(torch.device("cpu")), dry_run)
+                on = stamp("cpu", dry_run)
                 append(output / "cpu.csv", [{**on, **full}])
                 rows.append(full)
             if "latency" in groups:
@@ -207,7 +206,7 @@ def main(
                     repeats,
                     *peer_options,
                 ):
-                    on = stamp(device_name(torch.device("cpu")), dry_run)
+                    on = stamp("cpu", dry_run)
                     full = {**dict.fromkeys(LATENCY_COLUMNS, ""), **row, "shape": label}
                     append(output / "end_to_end.csv", [{**on, **full}])
                     latencies.append(full)

@@ -184,9 +184,8 @@ class Acceptance:
     def keep(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Append timed cases to gpu.csv at once; hand them back."""
         from bench.results_file import append, stamp
-        from dynkern.machine import device_name
 
-        on = stamp(device_name(self.device), self.dry_run)
+        on = stamp(self.device, self.dry_run)
         rows = [{**dict.fromkeys(COLUMNS, ""), **row} for row in rows]
         append(self.output / "gpu.csv", [{**on, **row} for row in rows])
         return rows

@@ -15,14 +15,12 @@ import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from bench.arguments import refuse
 from bench.results_file import append, stamp
 from dynkern.evaluation.load_meter import LOAD_LIMIT, LoadMeter
 from dynkern.kernels import native
-from dynkern.machine import device_name
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 # of a panel: 64 outputs of 3072 inputs
@@ -76,7 +74,7 @@ def main(
         refuse(f"--rounds: got {rounds}, expected 1 or more")
     if why := obstacle():
         refuse(f"int8_kernels: {why}")
-    on = stamp(device_name(torch.device("cpu")), dry_run)
+    on = stamp("cpu", dry_run)
     rows = measure(1 if dry_run else rounds)
     append(output / "int8_kernels.csv", [{**on, **row} for row in rows])
     for row in rows:

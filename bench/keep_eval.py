@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     output, model, data = Path(arguments[0]), *(Path(word).name for word in arguments[1:3])
     folder = Path(arguments[3]) if len(arguments) == 4 else RESULTS
     content = json.loads((output / "results.json").read_text(encoding="utf-8"))
-    meta = content["meta"]
+    meta, where = content["meta"], content["meta"]["environment"]
     on = {
         "time": meta["started"],
         "commit": commit(),
@@ -54,7 +54,9 @@ def main(arguments: list[str]) -> int:
         "prompts": meta["prompts"],
         "batch_size": meta["arguments"]["batch_size"],
         "max_new_tokens": meta["arguments"]["max_new_tokens"],
-        **{key: meta["environment"][key] for key in ("device", "dtype", "executor", "threads")},
+        # as `stamp` has it
+        "device": ", ".join(filter(None, (where["device"], where["isa"]))),
+        **{key: where[key] for key in ("dtype", "executor", "threads")},
         "torch": meta["environment"]["torch"],
     }
     rows = [

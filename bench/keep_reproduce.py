@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench.results_file import append, commit
-from dynkern.machine import device_name
+from bench.results_file import append, commit, stamp
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SETTINGS = ("limit", "states_limit", "samples_limit", "train_limit", "steps", "max_new_tokens")
@@ -39,7 +38,7 @@ def main(arguments: list[str]) -> int:
     on = {
         "time": written.isoformat(timespec="seconds"),
         "commit": commit(),
-        "device": device_name(torch.device("cpu")),
+        "device": stamp("cpu", False)["device"],
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "model": Path(asked["model"]).name,

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -36,7 +35,6 @@ from dynkern.evaluation.probe import EngineProbe
 from dynkern.evaluation.sweep import encode_prompts
 from dynkern.evaluation.timing import Spread, Timings, interleave
 from dynkern.llm import LLM
-from dynkern.machine import device_name
 from dynkern.runtime.request import RunStats, SamplingParams
 
 Row = dict[str, Any]
@@ -188,7 +186,7 @@ def main(
         row = bench.measure(repeats)
     on = {"model": Path(model).name, "dtype": dtype, "prompts": len(bench.filling.prompts)}
     on |= {"routes": len(bench.routes.keep), "new_tokens": new_tokens}
-    where = stamp(device_name(torch.device("cpu")), dry_run)
+    where = stamp("cpu", dry_run)
     append(output / "oracle_table.csv", [{**where, **on, **row}])
     texts, losses = (
         f"{row[f'{k}_seconds']:.2f} s of {row[f'{k}_possible']:.2f} possible"

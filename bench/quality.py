@@ -24,7 +24,6 @@ from dynkern.evaluation.analysis import bootstrap_interval
 from dynkern.evaluation.rouge import score
 from dynkern.evaluation.teacher_forced import teacher_forced_losses
 from dynkern.llm import LLM
-from dynkern.machine import device_name
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FORMATS = ("float32", "bfloat16", "int8")
@@ -113,7 +112,7 @@ def main(
     console = Console()
     shares = zero_shares(model, data, min(limit, 64))
     rows = measure(model, data, limit, max_new_tokens, batch_size)
-    on = {**stamp(device_name(torch.device("cpu")), False), "model": Path(model).name}
+    on = {**stamp("cpu", False), "model": Path(model).name}
     append(output, [{**on, **row, **shares} for row in rows])
     table = Table("dtype", "loss", "of float32", "ROUGE-L", "95 % interval")
     for row in rows:

@@ -8,25 +8,38 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynkern.files import append_whole
+from dynkern.kernels import native
+from dynkern.machine import device_name
+
+if TYPE_CHECKING:
+    import torch
 
 STAMP = ("time", "commit", "device", "torch", "threads", "dry_run")
 
 
-def stamp(device: str, dry_run: bool) -> dict[str, Any]:
-    """The columns of STAMP, for now and here."""
+def stamp(device: torch.device | str, dry_run: bool) -> dict[str, Any]:
+    """The columns of STAMP, for now and here. Behind a processor's name stands the instruction set
+    that the CPU kernels use: one name covers processors with AVX-512 and without.
+    """
     import torch
 
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "device": device,
+        "device": _device(torch.device(device)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "dry_run": int(dry_run),
     }
+
+
+def _device(device: torch.device) -> str:
+    name = device_name(device)
+    known = device.type == "cpu" and native.cpu_missing() is None
+    return f"{name}, {native.cpu_isa()}" if known else name
 
 
 def commit() -> str:

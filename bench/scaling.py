@@ -32,7 +32,6 @@ from dynkern.evaluation.peaks import Peaks, measure_peaks
 from dynkern.evaluation.probe import EngineProbe
 from dynkern.evaluation.timing import Timings, interleave
 from dynkern.kernels import native
-from dynkern.machine import device_name
 from dynkern.models.opt import source_parts
 from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
@@ -274,7 +273,7 @@ def main(
                     bar.update(inner, completed=at, total=total, description=what)
 
                 for row in Axis(name, points[name], width, format).measure(repeats, report):
-                    where = stamp(device_name(torch.device("cpu")), dry_run)
+                    where = stamp("cpu", dry_run)
                     append(output / "scaling.csv", [{**where, "hidden": width.hidden, **row}])
                     done.append(row)
                 bar.advance(task)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -32,7 +31,6 @@ from dynkern.evaluation.calibration import Calibration
 from dynkern.evaluation.probe import EngineProbe
 from dynkern.evaluation.timing import Spread, Timings, interleave
 from dynkern.llm import LLM
-from dynkern.machine import device_name
 
 GROUPS = ("continuous", "cohort")
 # of routes: one, two depths, three nested ones, every depth, random layers
@@ -330,7 +328,7 @@ def main(
                     for kind in group or GROUPS:
                         for row in _RUN[kind](bench):
                             row = {"group": kind, **on, **row}
-                            where = stamp(device_name(torch.device("cpu")), dry_run)
+                            where = stamp("cpu", dry_run)
                             append(output / "scheduling.csv", [{**where, **row}])
                             done.append(row)
                     bar.advance(task)

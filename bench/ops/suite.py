@@ -23,7 +23,6 @@ from bench.results_file import append, stamp
 from dynkern.evaluation.peaks import Peaks, measure_peaks
 from dynkern.evaluation.timing import Spread
 from dynkern.kernels import native
-from dynkern.machine import device_name
 from dynkern.ops.backends import DEVICES
 
 Row = dict[str, Any]
@@ -79,7 +78,7 @@ class Suite:
     def rows(self, contest: Contest) -> list[Row]:
         """A row of ops.csv for each contestant; those that are wrong have no seconds."""
         peaks = self.peaks(contest.spec.dtype, contest.device) if self.clock else None
-        on = stamp(device_name(contest.device), self.trial)
+        on = stamp(contest.device, self.trial)
         return [{**on, **_row(contest, one, peaks)} for one in contest.outcomes.values()]
 
     def peaks(self, dtype: str, device: torch.device) -> Peaks:
