@@ -1,7 +1,8 @@
 """python -m bench.cpu_plot [CSV [PNG]]: the picture of README from committed measurements.
 
-Left: whole loops of dynkern and its peers on one shape. Right: decode speed-up of routed passes
-beside what their possible time allows, the last row of a case.
+A row of panels for each processor that ran enough engines. Left: whole loops of dynkern and its
+peers on one shape. Right: decode speed-up of routed passes beside what their possible time allows,
+the last row of a case.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -16,6 +18,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
 from dynkern.files import write_whole  # noqa: E402
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPE = "125m"
@@ -60,13 +65,33 @@ def fullest_runs(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def draw(rows: list[dict[str, str]], target: Path) -> None:
-    """Both panels to a PNG. ValueError where there are no rows of the shape."""
+    """All panels to a PNG. ValueError where there are no rows of the shape."""
     real = [r for r in rows if r["shape"].startswith(SHAPE) and r["dry_run"] == "0"]
-    shown = latest(real)
-    whole = fullest_runs([r for r in real if r["case"] == "whole loop"])
-    if not whole:
+    devices: dict[str, list[dict[str, str]]] = {}
+    for row in real:
+        devices.setdefault(row["device"], []).append(row)
+    devices = {name: own for name, own in devices.items() if _whole(own)}
+    if not devices:
         raise ValueError(f"rows: none of a whole loop of {SHAPE}, expected bench.end_to_end's")
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.4), width_ratios=(3, 2))
+    size = (12, 4.4 * len(devices))
+    figure, panels = pyplot.subplots(
+        len(devices), 2, figsize=size, width_ratios=(3, 2), squeeze=False
+    )
+    for (name, own), (left, right) in zip(devices.items(), panels, strict=True):
+        _draw_loops(_whole(own), left)
+        left.set_title(f"OPT-{SHAPE} shape, 64 + 64 tokens, two cores of {name}", fontsize=10)
+        _draw_routes(latest(own), right)
+    panels[0][0].legend(fontsize=7, ncols=2)
+    figure.tight_layout()
+    write_whole(target, lambda part: figure.savefig(part, dpi=130, format="png"))
+    pyplot.close(figure)
+
+
+def _whole(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return fullest_runs([r for r in rows if r["case"] == "whole loop" and r["seconds"]])
+
+
+def _draw_loops(whole: list[dict[str, str]], left: Axes) -> None:
     batches = sorted({int(r["batch"]) for r in whole})
     width = 0.85 / len(ENGINES)
     for place, (engine, (label, colour)) in enumerate(ENGINES.items()):
@@ -81,11 +106,12 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     left.set_yscale("log")
     left.set_xticks(range(len(batches)), [f"{b} row{'s' * (b > 1)}" for b in batches])
     left.set_ylabel("new tokens / s, prefill included")
-    left.set_title(f"OPT-{SHAPE} shape, 64 + 64 tokens, two cores", fontsize=10)
-    left.legend(fontsize=7, ncols=2)
+
+
+def _draw_routes(shown: list[dict[str, str]], right: Axes) -> None:
     routed = [r for r in shown if r["group"] in ("realisation", "mixed") and r["predicted"]]
     routed = [r for r in routed if r["case"] != "full" and r["dtype"] == "bfloat16"]
-    for batch, marker in zip(batches, "os^Dv", strict=False):
+    for batch, marker in zip(sorted({int(r["batch"]) for r in routed}), "os^Dv", strict=False):
         own = [r for r in routed if int(r["batch"]) == batch]
         x, y = ([float(r[key]) for r in own] for key in ("predicted", "speedup"))
         right.plot(x, y, marker, label=f"{batch} row{'s' * (batch > 1)}", alpha=0.8)
@@ -95,9 +121,6 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     right.set_ylabel("measured decode speed-up")
     right.set_title("Routed passes, bf16: uniform and mixed routes", fontsize=10)
     right.legend(fontsize=8)
-    figure.tight_layout()
-    write_whole(target, lambda part: figure.savefig(part, dpi=130, format="png"))
-    pyplot.close(figure)
 
 
 def main(arguments: list[str]) -> int:
