@@ -16,7 +16,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 COLOURS = {"float32": "#0072B2", "bfloat16": "#D55E00", "int8": "#009E73"}
 # of every prediction: 10 % in the mean, 25 % at worst
 BANDS = (0.10, 0.25)
-KEYS = ("shape", "dtype", "batch", "prompt", "new_tokens", "policy", "kv_fill")
+KEYS = ("device", "shape", "dtype", "batch", "prompt", "new_tokens", "policy", "kv_fill")
 WAYS = {
     ("predicted", "error"): "parts of the same rounds",
     ("predicted_earlier", "error_earlier"): "parts of the first round, runs of later ones",

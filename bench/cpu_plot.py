@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPE = "125m"
+# the instruction set of rows from before sets were named
+EARLIER = "avx512_bf16"
 # engines of a run that is worth showing
 ENOUGH = 4
+TICKS = (20, 50, 100, 200, 500, 1000, 2000)
 ENGINES = {
     "hf-bfloat16": ("HF eager bf16", "#bdbdbd"),
     "ctranslate2-int8": ("CTranslate2 int8", "#d9b38c"),
@@ -79,9 +82,9 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     )
     for (name, own), (left, right) in zip(devices.items(), panels, strict=True):
         _draw_loops(_whole(own), left)
+        name = name if ", " in name else f"{name}, {EARLIER}"
         left.set_title(f"OPT-{SHAPE} shape, 64 + 64 tokens, two cores of {name}", fontsize=10)
         _draw_routes(latest(own), right)
-    panels[0][0].legend(fontsize=7, ncols=2)
     figure.tight_layout()
     write_whole(target, lambda part: figure.savefig(part, dpi=130, format="png"))
     pyplot.close(figure)
@@ -103,7 +106,12 @@ def _draw_loops(whole: list[dict[str, str]], left: Axes) -> None:
         left.bar(at, heights, width, label=label, color=colour)
         for x, height in zip(at, heights, strict=True):
             left.text(x, height * 1.04, f"{height:.0f}", ha="center", fontsize=6.5)
+    heights = [float(r["tokens_per_second"]) for r in whole]
     left.set_yscale("log")
+    left.set_yticks(TICKS, [str(tick) for tick in TICKS])
+    left.minorticks_off()
+    left.set_ylim(min(heights) * 0.8, max(heights) * 1.25)
+    left.legend(fontsize=7, ncols=2, loc="upper left")
     left.set_xticks(range(len(batches)), [f"{b} row{'s' * (b > 1)}" for b in batches])
     left.set_ylabel("new tokens / s, prefill included")
 
