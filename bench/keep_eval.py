@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
         "batch_size": meta["arguments"]["batch_size"],
         "max_new_tokens": meta["arguments"]["max_new_tokens"],
         # as `stamp` has it
-        "device": ", ".join(filter(None, (where["device"], where["isa"]))),
+        "device": where["device"] + (f", {where['isa']}" if where["isa"] != "cuda" else ""),
         **{key: where[key] for key in ("dtype", "executor", "threads")},
         "torch": meta["environment"]["torch"],
     }

@@ -14,12 +14,12 @@ def save_result(folder, data: str, rouge: float) -> None:
     folder.mkdir()
     run = dict.fromkeys(keep_eval.COLUMNS, 1.5) | {"rougeL_ci": [rouge - 0.1, rouge + 0.1]}
     run |= {"rougeL": rouge, "loaded": False}
-    environment = {"device": "a CPU", "dtype": "float32", "executor": "native", "threads": 2}
+    environment = {"device": "a CPU", "isa": "avx2", "dtype": "float32", "executor": "native"}
     meta = {
         "started": "2026-01-02T03:04:05+00:00",
         "prompts": 12,
         "arguments": {"data": data, "batch_size": 4, "max_new_tokens": 8},
-        "environment": {**environment, "torch": "2.13.0"},
+        "environment": {**environment, "threads": 2, "torch": "2.13.0"},
     }
     runs = [{**run, "policy": "full"}, {**run, "policy": "uniform:6"}]
     (folder / "results.json").write_text(json.dumps({"meta": meta, "runs": runs}))
@@ -39,6 +39,7 @@ def test_text_and_tasks_are_kept_apart(tmp_path):
         assert keep_eval.main(words) == 0
     (text, _), tasks = rows(tmp_path / "eval.csv"), rows(tmp_path / "eval_tasks.csv")
     assert (text["policy"], text["rougeL"], text["rougeL_low"]) == ("full", "0.5", "0.4")
+    assert text["device"] == "a CPU, avx2"
     # nothing of somebody's machine
     assert (text["model"], text["data"], text["prompts"]) == ("MODEL", "text of a test", "12")
     assert [row["policy"] for row in tasks] == ["full", "uniform:6"] * 2
