@@ -205,6 +205,8 @@ def main(arguments: list[str] | None = None) -> int:
         code = _run(words)
         sys.stdout.flush()
         return code
+    except KeyboardInterrupt:  # on the way into `_run` or out of it
+        return _stopped(words)
     except BrokenPipeError:  # `dynkern … | head`: nobody reads on, and nothing is wrong
         _drop_stdout()
         return 0
