@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         # as `stamp` has it
         "device": where["device"] + (f", {where['isa']}" if where["isa"] != "cuda" else ""),
         **{key: where[key] for key in ("dtype", "executor", "threads")},
-        "torch": meta["environment"]["torch"],
+        "torch": where["torch"],
     }
     rows = [
         {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench.results_file import append, commit, stamp
+from bench.results_file import append, commit, processor
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SETTINGS = ("limit", "states_limit", "samples_limit", "train_limit", "steps", "max_new_tokens")
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     on = {
         "time": written.isoformat(timespec="seconds"),
         "commit": commit(),
-        "device": stamp("cpu", False)["device"],
+        "device": processor(torch.device("cpu")),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "model": Path(asked["model"]).name,

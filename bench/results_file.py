@@ -29,14 +29,15 @@ def stamp(device: torch.device | str, dry_run: bool) -> dict[str, Any]:
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": commit(),
-        "device": _device(torch.device(device)),
+        "device": processor(torch.device(device)),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "dry_run": int(dry_run),
     }
 
 
-def _device(device: torch.device) -> str:
+def processor(device: torch.device) -> str:
+    """Its name, and the CPU kernels' instruction set where they run on it."""
     name = device_name(device)
     known = device.type == "cpu" and native.cpu_missing() is None
     return f"{name}, {native.cpu_isa()}" if known else name

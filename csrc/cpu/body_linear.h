@@ -19,7 +19,7 @@ void sum_panel(const LinearJob& job, const uint8_t* panel, int64_t first_block, 
   const int64_t n_blocks = divide_up(n_groups, kBlock);
   // several blocks of rows or passes over columns use a stretch of weights while it is in cache
   const bool once = last_block - first_block == 1 && vectors_of(job.m) * kLanes >= kPanel &&
-                    (job.m == 1 || !F::kWidens);
+                    (job.m == 1 || F::kSteps == 1);
   const int64_t stretch = once ? n_blocks : kStretchGroups / kBlock;
   int64_t first_row_of[kTileBlocks + 1];
   for (int64_t i = 0; i <= last_block - first_block; ++i) {

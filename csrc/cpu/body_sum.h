@@ -2,6 +2,7 @@
 // panel.
 #pragma once
 
+#include "body_format.h"
 #include "body_math.h"
 #include "kernels.h"
 
@@ -22,7 +23,7 @@ struct BlockRows {
 // Whether R rows widen the words of a stretch before they use them: one row uses each once.
 template <class F, int R, bool kSparse>
 constexpr bool widens() {
-  return F::kWidens && R > 1 && !kSparse;
+  return F::kSteps > 1 && R > 1 && !kSparse;
 }
 
 // Sums of one block of groups: all of them, or those of a list.
@@ -43,14 +44,19 @@ struct BlockSum {
   template <int kStep>
   inline __attribute__((always_inline)) void step(const uint8_t* const (&x)[kMaxRows],
                                                   const uint8_t* at, int64_t group) {
-    typename F::Weights w[NV];
+    decltype(F::template weights<kStep>(at)) w[NV];
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) w[v] = F::template weights<kStep>(at + v * kLanes * 4);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const uint8_t* word = x[r] + group * 4;
-      const auto factor =
-          kWide ? F::wide_factor(word + kStep * kPlane) : F::template factor<kStep>(word);
+      const auto factor = [&] {
+        if constexpr (kWide) {
+          return F::wide_factor(word + kStep * kPlane);
+        } else {
+          return F::template factor<kStep>(word);
+        }
+      }();
 #pragma GCC unroll 8
       for (int v = 0; v < NV; ++v) sum[r][v] = F::add(sum[r][v], w[v], factor);
     }
@@ -201,13 +207,13 @@ void sum_rows(const LinearJob& job, const uint8_t* panel, int64_t n_groups, int6
                  job.x.correction + first_row * job.x.n_blocks,
                  job.x.n_blocks,
                  nullptr};
-  alignas(64) uint8_t wide[F::kWidens ? R : 1][F::kSteps * kPlane];
+  alignas(64) uint8_t wide[F::kSteps > 1 ? R : 1][F::kSteps * kPlane];
   if constexpr (widens<F, R, false>()) {
     if (active == nullptr) {
       const int64_t first = begin * kBlock;
       const int64_t last = end * kBlock < n_groups ? end * kBlock : n_groups;
       for (int64_t r = 0; r < R; ++r) {
-        F::widen(rows.x + r * rows.x_stride + first * 4, last - first, wide[r]);
+        widen<F>(rows.x + r * rows.x_stride + first * 4, last - first, wide[r]);
       }
       // where the rows would begin: sums count groups from there
       rows.x = reinterpret_cast<const uint8_t*>(reinterpret_cast<uintptr_t>(wide) -

@@ -160,26 +160,6 @@ inline Vi load_words(const uint32_t* p) {
 inline void store_words(uint8_t* p, Vi x) { _mm256_storeu_si256(reinterpret_cast<Vi*>(p), x); }
 inline Vi or_words(Vi a, Vi b) { return _mm256_or_si256(a, b); }
 
-struct FormatF32 {
-  static constexpr int64_t kFormat = kF32;
-  static constexpr int kSteps = 1;
-  static constexpr bool kWidens = false;
-  using Sum = Vf;
-  using Weights = Vf;
-  static Sum zero(int32_t) { return vzero(); }
-  template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    return vload(reinterpret_cast<const float*>(p));
-  }
-  template <int kStep>
-  static Vf factor(const uint8_t* p) {
-    return vset(*reinterpret_cast<const float*>(p));
-  }
-  static Vf wide_factor(const uint8_t* p) { return factor<0>(p); }
-  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
-  static Vf total(Sum sum) { return sum; }
-};
-
 inline Vi load_bytes(const uint8_t* p) {
   return _mm256_loadu_si256(reinterpret_cast<const Vi*>(p));
 }
@@ -187,80 +167,31 @@ inline Vi load_words_n(const uint8_t* p, int64_t n) {  // zeros behind n words
   return n >= kLanes ? load_bytes(p)
                      : _mm256_maskload_epi32(reinterpret_cast<const int*>(p), first(n));
 }
-inline Vi word(const uint8_t* p) { return _mm256_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
+inline Vi set_words(int32_t x) { return _mm256_set1_epi32(x); }
+inline Vi word(const uint8_t* p) { return set_words(*reinterpret_cast<const int32_t*>(p)); }
 
-// Step 0: the lower of two inputs, step 1: the upper.
-struct FormatBF16 {
-  static constexpr int64_t kFormat = kBF16;
-  static constexpr int kSteps = 2;
-  static constexpr bool kWidens = true;
-  using Sum = Vf;
-  using Weights = Vf;
-  static Sum zero(int32_t) { return vzero(); }
-  template <int kStep>
-  static Vf half(Vi x) {
-    return _mm256_castsi256_ps(
-        kStep == 0 ? _mm256_slli_epi32(x, 16)
-                   : _mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
-  }
-  template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    return half<kStep>(load_bytes(p));
-  }
-  template <int kStep>
-  static Vf factor(const uint8_t* p) {
-    return half<kStep>(word(p));
-  }
-  static Vf wide_factor(const uint8_t* p) { return vset(*reinterpret_cast<const float*>(p)); }
-  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
-    for (int64_t i = 0; i < n; i += kLanes, x += 32, wide += 32) {
-      const Vi pairs = load_words_n(x, n - i);
-      vstore(reinterpret_cast<float*>(wide), half<0>(pairs));
-      vstore(reinterpret_cast<float*>(wide + kPlane), half<1>(pairs));
-    }
-  }
-  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
-  static Vf total(Sum sum) { return sum; }
-};
-
-// Step 0: inputs 0 and 2 of four, step 1: inputs 1 and 3.
-struct FormatI8 {
-  static constexpr int64_t kFormat = kI8;
-  static constexpr int kSteps = 2;
-  static constexpr bool kWidens = true;
-  using Sum = Vi;
-  using Weights = Vi;
-  static Sum zero(int32_t correction) { return _mm256_set1_epi32(correction); }
-  template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    const Vi x = load_bytes(p);
-    return kStep == 0 ? _mm256_and_si256(x, _mm256_set1_epi16(0xff)) : _mm256_srli_epi16(x, 8);
-  }
-  template <int kStep>
-  static Vi half(Vi x) {
-    return _mm256_srai_epi16(kStep == 0 ? _mm256_slli_epi16(x, 8) : x, 8);
-  }
-  template <int kStep>
-  static Vi factor(const uint8_t* p) {
-    return half<kStep>(word(p));
-  }
-  static Vi wide_factor(const uint8_t* p) { return word(p); }
-  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
-    for (int64_t i = 0; i < n; i += kLanes, x += 32, wide += 32) {
-      const Vi fours = load_words_n(x, n - i);
-      store_words(wide, half<0>(fours));
-      store_words(wide + kPlane, half<1>(fours));
-    }
-  }
-  static Sum add(Sum sum, Weights w, Vi a) {
-    // GCC 12 would add products of both steps first and keep none of 12 sums in a register: 112
-    // instead of 127 GOP/s of a core
-    Vi product;
-    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(w), "x"(a));
-    return sum;
-  }
-  static Vf total(Sum sum) { return _mm256_cvtepi32_ps(sum); }
-};
+// What body_format.h is written in.
+template <int kStep>
+inline Vi bf16_half(Vi x) {
+  return kStep == 0 ? _mm256_slli_epi32(x, 16)
+                    : _mm256_and_si256(x, set_words(static_cast<int>(0xffff0000)));
+}
+template <int kStep>
+inline Vi signed_half(Vi x) {
+  return _mm256_srai_epi16(kStep == 0 ? _mm256_slli_epi16(x, 8) : x, 8);
+}
+template <int kStep>
+inline Vi unsigned_half(Vi x) {
+  return kStep == 0 ? _mm256_and_si256(x, _mm256_set1_epi16(0xff)) : _mm256_srli_epi16(x, 8);
+}
+inline Vi add_products(Vi sum, Vi w, Vi a) {
+  // GCC 12 would add products of both steps first and keep none of 12 sums in a register: 112
+  // instead of 127 GOP/s of a core
+  Vi product;
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(w), "x"(a));
+  return sum;
+}
+inline Vf to_floats(Vi x) { return _mm256_cvtepi32_ps(x); }
 
 }  // namespace DYNKERN_ISA
 }  // namespace dynkern

@@ -156,107 +156,55 @@ inline Vi load_words(const uint32_t* p) { return _mm512_loadu_si512(p); }
 inline void store_words(uint8_t* p, Vi x) { _mm512_storeu_si512(p, x); }
 inline Vi or_words(Vi a, Vi b) { return _mm512_or_si512(a, b); }
 
-inline Vi word(const uint8_t* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
+inline Vi load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 inline Vi load_words_n(const uint8_t* p, int64_t n) {  // zeros behind n words
-  return n >= kLanes ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi32(first(n), p);
+  return n >= kLanes ? load_bytes(p) : _mm512_maskz_loadu_epi32(first(n), p);
 }
-
-struct FormatF32 {
-  static constexpr int64_t kFormat = kF32;
-  static constexpr int kSteps = 1;
-  static constexpr bool kWidens = false;
-  using Sum = Vf;
-  using Weights = Vf;
-  static Sum zero(int32_t) { return vzero(); }
-  template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    return _mm512_loadu_ps(p);
-  }
-  template <int kStep>
-  static Vf factor(const uint8_t* p) {
-    return vset(*reinterpret_cast<const float*>(p));
-  }
-  static Vf wide_factor(const uint8_t* p) { return factor<0>(p); }
-  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
-  static Vf total(Sum sum) { return sum; }
-};
+inline Vi set_words(int32_t x) { return _mm512_set1_epi32(x); }
+inline Vi word(const uint8_t* p) { return set_words(*reinterpret_cast<const int32_t*>(p)); }
 
 #if defined(DYNKERN_BF16)
 struct FormatBF16 {
   static constexpr int64_t kFormat = kBF16;
   static constexpr int kSteps = 1;
-  static constexpr bool kWidens = false;
   using Sum = Vf;
-  using Weights = Vi;
   static Sum zero(int32_t) { return vzero(); }
   template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    return _mm512_loadu_si512(p);
+  static Vi weights(const uint8_t* p) {
+    return load_bytes(p);
   }
   template <int kStep>
   static Vi factor(const uint8_t* p) {
     return word(p);
   }
-  static Vi wide_factor(const uint8_t* p) { return word(p); }
-  static Sum add(Sum sum, Weights w, Vi a) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)w);
-  }
+  static Sum add(Sum sum, Vi w, Vi a) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)w); }
   static Vf total(Sum sum) { return sum; }
 };
 #else
-// Step 0: the lower of two inputs, step 1: the upper.
-struct FormatBF16 {
-  static constexpr int64_t kFormat = kBF16;
-  static constexpr int kSteps = 2;
-  static constexpr bool kWidens = true;
-  using Sum = Vf;
-  using Weights = Vf;
-  static Sum zero(int32_t) { return vzero(); }
-  template <int kStep>
-  static Vf half(Vi x) {
-    return _mm512_castsi512_ps(
-        kStep == 0 ? _mm512_slli_epi32(x, 16)
-                   : _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
-  }
-  template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    return half<kStep>(_mm512_loadu_si512(p));
-  }
-  template <int kStep>
-  static Vf factor(const uint8_t* p) {
-    return half<kStep>(word(p));
-  }
-  static Vf wide_factor(const uint8_t* p) { return vset(*reinterpret_cast<const float*>(p)); }
-  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
-    for (int64_t i = 0; i < n; i += kLanes, x += 64, wide += 64) {
-      const Vi pairs = load_words_n(x, n - i);
-      vstore(reinterpret_cast<float*>(wide), half<0>(pairs));
-      vstore(reinterpret_cast<float*>(wide + kPlane), half<1>(pairs));
-    }
-  }
-  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
-  static Vf total(Sum sum) { return sum; }
-};
+// What body_format.h is written in.
+template <int kStep>
+inline Vi bf16_half(Vi x) {
+  return kStep == 0 ? _mm512_slli_epi32(x, 16)
+                    : _mm512_and_si512(x, set_words(static_cast<int>(0xffff0000)));
+}
 #endif
 
 #if defined(DYNKERN_VNNI)
+#define DYNKERN_OWN_I8
 struct FormatI8 {
   static constexpr int64_t kFormat = kI8;
   static constexpr int kSteps = 1;
-  static constexpr bool kWidens = false;
   using Sum = Vi;
-  using Weights = Vi;
-  static Sum zero(int32_t correction) { return _mm512_set1_epi32(correction); }
+  static Sum zero(int32_t correction) { return set_words(correction); }
   template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    return _mm512_loadu_si512(p);
+  static Vi weights(const uint8_t* p) {
+    return load_bytes(p);
   }
   template <int kStep>
   static Vi factor(const uint8_t* p) {
     return word(p);
   }
-  static Vi wide_factor(const uint8_t* p) { return word(p); }
-  static Sum add(Sum sum, Weights w, Vi a) {
+  static Sum add(Sum sum, Vi w, Vi a) {
     // the intrinsic makes GCC 12 spill half of 24 sums: 390 instead of 900 GOP/s a core
     asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(w), "v"(a));
     return sum;
@@ -264,42 +212,20 @@ struct FormatI8 {
   static Vf total(Sum sum) { return _mm512_cvtepi32_ps(sum); }
 };
 #else
-// Step 0: inputs 0 and 2 of four, step 1: inputs 1 and 3.
-struct FormatI8 {
-  static constexpr int64_t kFormat = kI8;
-  static constexpr int kSteps = 2;
-  static constexpr bool kWidens = true;
-  using Sum = Vi;
-  using Weights = Vi;
-  static Sum zero(int32_t correction) { return _mm512_set1_epi32(correction); }
-  template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    const Vi x = _mm512_loadu_si512(p);
-    return kStep == 0 ? _mm512_and_si512(x, _mm512_set1_epi16(0xff)) : _mm512_srli_epi16(x, 8);
-  }
-  template <int kStep>
-  static Vi half(Vi x) {
-    return _mm512_srai_epi16(kStep == 0 ? _mm512_slli_epi16(x, 8) : x, 8);
-  }
-  template <int kStep>
-  static Vi factor(const uint8_t* p) {
-    return half<kStep>(word(p));
-  }
-  static Vi wide_factor(const uint8_t* p) { return word(p); }
-  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
-    for (int64_t i = 0; i < n; i += kLanes, x += 64, wide += 64) {
-      const Vi fours = load_words_n(x, n - i);
-      store_words(wide, half<0>(fours));
-      store_words(wide + kPlane, half<1>(fours));
-    }
-  }
-  static Sum add(Sum sum, Weights w, Vi a) {
-    Vi product;  // as with AVX2, GCC would add products first
-    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(w), "v"(a));
-    return sum;
-  }
-  static Vf total(Sum sum) { return _mm512_cvtepi32_ps(sum); }
-};
+template <int kStep>
+inline Vi signed_half(Vi x) {
+  return _mm512_srai_epi16(kStep == 0 ? _mm512_slli_epi16(x, 8) : x, 8);
+}
+template <int kStep>
+inline Vi unsigned_half(Vi x) {
+  return kStep == 0 ? _mm512_and_si512(x, _mm512_set1_epi16(0xff)) : _mm512_srli_epi16(x, 8);
+}
+inline Vi add_products(Vi sum, Vi w, Vi a) {
+  Vi product;  // as with AVX2, GCC would add products first
+  asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(sum), "=&v"(product) : "v"(w), "v"(a));
+  return sum;
+}
+inline Vf to_floats(Vi x) { return _mm512_cvtepi32_ps(x); }
 #endif
 
 }  // namespace DYNKERN_ISA

@@ -145,88 +145,45 @@ inline Vi load_bytes(const uint8_t* p) {
   std::memcpy(&x, p, sizeof(x));
   return x;
 }
-inline int32_t word(const uint8_t* p) {
+inline Vi load_words_n(const uint8_t* p, int64_t n) {  // zeros behind n words
+  Vi x = {};
+  std::memcpy(&x, p, static_cast<size_t>(n < kLanes ? n : kLanes) * 4);
+  return x;
+}
+inline int32_t one_word(const uint8_t* p) {
   int32_t x;
   std::memcpy(&x, p, sizeof(x));
   return x;
 }
+inline Vi set_words(int32_t x) { return Vi{x, x, x, x}; }
+inline Vi word(const uint8_t* p) { return set_words(one_word(p)); }
 
-struct FormatF32 {
-  static constexpr int64_t kFormat = kF32;
-  static constexpr int kSteps = 1;
-  static constexpr bool kWidens = false;
-  using Sum = Vf;
-  using Weights = Vf;
-  static Sum zero(int32_t) { return vzero(); }
-  template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    return bits<Vf>(load_bytes(p));
-  }
-  template <int kStep>
-  static Vf factor(const uint8_t* p) {
-    return vset(bits<float>(word(p)));
-  }
-  static Vf wide_factor(const uint8_t* p) { return factor<0>(p); }
-  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
-  static Vf total(Sum sum) { return sum; }
-};
+// What body_format.h is written in.
+template <int kStep>
+inline Vi bf16_half(Vi x) {
+  return kStep == 0 ? x << 16 : x & static_cast<int32_t>(0xffff0000);
+}
 
-// Step 0: the lower of two inputs, step 1: the upper.
-struct FormatBF16 {
-  static constexpr int64_t kFormat = kBF16;
-  static constexpr int kSteps = 2;
-  static constexpr bool kWidens = true;
-  using Sum = Vf;
-  using Weights = Vf;
-  static Sum zero(int32_t) { return vzero(); }
-  template <int kStep>
-  static Vf half(Vi x) {
-    return bits<Vf>(kStep == 0 ? x << 16 : x & static_cast<int32_t>(0xffff0000));
-  }
-  template <int kStep>
-  static Weights weights(const uint8_t* p) {
-    return half<kStep>(load_bytes(p));
-  }
-  template <int kStep>
-  static Vf factor(const uint8_t* p) {
-    const int32_t x = word(p);
-    return half<kStep>(Vi{x, x, x, x});
-  }
-  static Vf wide_factor(const uint8_t* p) { return vset(bits<float>(word(p))); }
-  static void widen(const uint8_t* x, int64_t n, uint8_t* wide) {
-    for (int64_t i = 0; i < n; i += kLanes, x += 16, wide += 16) {
-      Vi pairs = {};
-      std::memcpy(&pairs, x, static_cast<size_t>(n - i < kLanes ? n - i : kLanes) * 4);
-      store_words(wide, bits<Vi>(half<0>(pairs)));
-      store_words(wide + kPlane, bits<Vi>(half<1>(pairs)));
-    }
-  }
-  static Sum add(Sum sum, Weights w, Vf a) { return vfma(a, w, sum); }
-  static Vf total(Sum sum) { return sum; }
-};
-
+#define DYNKERN_OWN_I8
 struct FormatI8 {
   static constexpr int64_t kFormat = kI8;
   static constexpr int kSteps = 1;
-  static constexpr bool kWidens = false;
   using Sum = Vi;
-  using Weights = Vi;
   struct Factor {
     int32_t value[4];
   };
-  static Sum zero(int32_t correction) { return Vi{correction, correction, correction, correction}; }
+  static Sum zero(int32_t correction) { return set_words(correction); }
   template <int kStep>
-  static Weights weights(const uint8_t* p) {
+  static Vi weights(const uint8_t* p) {
     return load_bytes(p);
   }
   template <int kStep>
   static Factor factor(const uint8_t* p) {
-    const int32_t x = word(p);
+    const int32_t x = one_word(p);
     return {{static_cast<int8_t>(x), static_cast<int8_t>(x >> 8), static_cast<int8_t>(x >> 16),
              static_cast<int8_t>(x >> 24)}};
   }
-  static Factor wide_factor(const uint8_t* p) { return factor<0>(p); }
-  static Sum add(Sum sum, Weights w, const Factor& a) {
+  static Sum add(Sum sum, Vi w, const Factor& a) {
     return sum + (((w & 0xff) * a.value[0] + (w >> 8 & 0xff) * a.value[1]) +
                   ((w >> 16 & 0xff) * a.value[2] + (w >> 24 & 0xff) * a.value[3]));
   }
