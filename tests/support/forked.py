@@ -154,7 +154,7 @@ def _child(case: dict[str, Any]) -> int:
     if case.get("at"):
         _wait_at(case["at"], case.get("skip", 0), ready)
     elif case.get("seconds") is not None:
-        ready()
+        _interruptible(ready)
     if case.get("brief"):
         from tests.support.brief import brief
 
@@ -163,6 +163,29 @@ def _child(case: dict[str, Any]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     return code
+
+
+def _interruptible(ready: Callable[[], None]) -> None:
+    """Let SIGINT interrupt the command, and not the few instructions of ours around it."""
+    import dynkern.cli
+
+    run, inside = dynkern.cli._run, False
+
+    def interrupted(*_: object) -> None:
+        if inside:
+            raise KeyboardInterrupt
+
+    def watched(words: list[str]) -> int:
+        nonlocal inside
+        inside = True
+        try:
+            ready()
+            return run(words)
+        finally:
+            inside = False
+
+    dynkern.cli._run = watched
+    signal.signal(signal.SIGINT, interrupted)
 
 
 def _wait_at(point: str, skip: int, ready: Callable[[], None]) -> None:
