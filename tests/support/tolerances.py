@@ -20,9 +20,12 @@ REFERENCE = {torch.float32: 2e-6, torch.bfloat16: 2.5e-2, torch.float16: 3e-3}
 # logits of a whole model against float64, relative to the largest logit
 LOGITS = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 # losses [nats a token] of pretraining in float32 by two processes, whose sums have another order,
-# against one; 7e-8 was seen with AVX-512 and 2e-5 with AVX2: Muon, which computes in bfloat16,
-# makes more of small differences with every step
-TWO_PROCESSES = 1e-4
+# against one
+TWO_PROCESSES = 1e-5
+# elements, at most about 1, of Muon's polar factors in float64 against singular values on their own
+POLAR_FACTORS = 1e-12
+# Muon's steps, in units of the longest that an element can take, against torch's in bfloat16
+MUON_STEPS = {torch.bfloat16: 1e-2, torch.float32: 5e-2}
 
 
 def assert_as_good(actual: Tensor, plain: Tensor, truth: Tensor, least: float = 0.0) -> None:

@@ -87,14 +87,18 @@ def losses(
     h = decoder.embed_tokens(batch.ids) + positions[:length]
     wide = torch.promote_types(dtype, torch.float32)
     mask = torch.full((length, length), float("-inf"), dtype=wide, device=h.device).triu(1)
-    for layer, runs in zip(decoder.layers, keep, strict=True):
-        if runs:
-            x = layer.self_attn_layer_norm(h).to(dtype)
-            h = h + _attention(layer.self_attn, x, mask)
-            x = layer.final_layer_norm(h).to(dtype)
-            h = h + _linear(F.relu(_linear(x, layer.fc1)), layer.fc2)
     here = batch.targets != IGNORED
-    x = decoder.final_layer_norm(h[here]).to(dtype)
+    running = [layer for layer, runs in zip(decoder.layers, keep, strict=True) if runs]
+    for layer in running:
+        x = layer.self_attn_layer_norm(h).to(dtype)
+        mixed = _attention(layer.self_attn, x, mask)
+        if layer is running[-1]:
+            # nothing attends to what stands behind it: some four places of five end here
+            h, mixed = h[here], mixed[here]
+        h = h + _linear(mixed, layer.self_attn.out_proj)
+        x = layer.final_layer_norm(h).to(dtype)
+        h = h + _linear(F.relu(_linear(x, layer.fc1)), layer.fc2)
+    x = decoder.final_layer_norm(h if running else h[here]).to(dtype)
     logits = _wide(F.linear(x, model.lm_head.weight.to(dtype)))
     targets = batch.targets[here]
     return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
@@ -127,6 +131,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _attention(attention: torch.nn.Module, x: Tensor, mask: Tensor) -> Tensor:
+    """What the heads read, ahead of out_proj, like x."""
     rows, length, width = x.shape
     heads = width // attention.head_dim
     qkv = _linear(x, attention.q_proj, attention.k_proj, attention.v_proj)
@@ -138,4 +143,4 @@ def _attention(attention: torch.nn.Module, x: Tensor, mask: Tensor) -> Tensor:
         # scale and mask within the product: a pass over the scores each less
         scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=attention.head_dim**-0.5)
         mixed = (scores.softmax(dim=-1) @ v).to(x.dtype).unflatten(0, (rows, heads))
-    return _linear(mixed.transpose(1, 2).reshape(rows, length, width), attention.out_proj)
+    return mixed.transpose(1, 2).reshape(rows, length, width)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dynkern.training.pretraining.muon import SharedMuon
+from dynkern.training.pretraining.ranks import Ranks
 from dynkern.training.pretraining.recipe import Recipe
 
 ADAM_DECAY, MUON_DECAY = 0.05, 0.02
@@ -16,9 +18,17 @@ LAST_SHARE = 0.1
 
 
 class Optimizers:
-    """Both optimizers of a model. `step(scale)`: of the recipe's rates."""
+    """Both optimizers of a model. `step(scale)`: of the recipe's rates. dtype: of Muon's products,
+    which `ranks` share out.
+    """
 
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        dtype: torch.dtype = torch.float32,
+        ranks: Ranks | None = None,
+    ) -> None:
         named = list(model.named_parameters())
         matrices = [p for name, p in named if p.dim() == 2 and "embed_" not in name]
         inner = {id(parameter) for parameter in matrices}
@@ -35,12 +45,13 @@ class Optimizers:
             betas=BETAS,
             fused=True,
         )
-        self.muon = torch.optim.Muon(
+        self.muon = SharedMuon(
             matrices,
+            dtype,
+            ranks,
             lr=recipe.muon_rate,
             weight_decay=MUON_DECAY,
             momentum=MOMENTUM,
-            adjust_lr_fn="match_rms_adamw",
         )
 
     def step(self, scale: float) -> float:

@@ -131,7 +131,7 @@ class _Run:
         transformers.set_seed(recipe.seed)
         layers = recipe.phases[self.progress.phase].layers
         self.model = new_model(recipe, layers).to(device)
-        self.optimizers = Optimizers(self.model, recipe)
+        self.optimizers = Optimizers(self.model, recipe, self.dtype, ranks)
         if kept is not None:
             self.model.load_state_dict(kept[1])
             self.optimizers.load_state_dict(kept[2])
@@ -157,7 +157,7 @@ class _Run:
         layers = self.recipe.phases[number].layers
         if layers != self.model.config.num_hidden_layers:
             self.model = grow(self.model, layers)
-            self.optimizers = Optimizers(self.model, self.recipe)
+            self.optimizers = Optimizers(self.model, self.recipe, self.dtype, self.ranks)
             progress.grown_at = progress.step
             self._say(f"grown to {layers} layers after {progress.tokens / 1e6:.1f} M tokens")
         # else a kill would find the state of one phase and the place of another
