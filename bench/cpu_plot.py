@@ -17,6 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
 
+from bench.results_file import by_device  # noqa: E402
 from dynkern.files import write_whole  # noqa: E402
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHAPE = "125m"
-# the instruction set of rows from before sets were named
-EARLIER = "avx512_bf16"
 # engines of a run that is worth showing
 ENOUGH = 4
 TICKS = (20, 50, 100, 200, 500, 1000, 2000)
@@ -70,10 +69,7 @@ def fullest_runs(rows: list[dict[str, str]]) -> list[dict[str, str]]:
 def draw(rows: list[dict[str, str]], target: Path) -> None:
     """All panels to a PNG. ValueError where there are no rows of the shape."""
     real = [r for r in rows if r["shape"].startswith(SHAPE) and r["dry_run"] == "0"]
-    devices: dict[str, list[dict[str, str]]] = {}
-    for row in real:
-        devices.setdefault(row["device"], []).append(row)
-    devices = {name: own for name, own in devices.items() if _whole(own)}
+    devices = {name: own for name, own in by_device(real).items() if _whole(own)}
     if not devices:
         raise ValueError(f"rows: none of a whole loop of {SHAPE}, expected bench.end_to_end's")
     size = (12, 4.4 * len(devices))
@@ -82,7 +78,6 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     )
     for (name, own), (left, right) in zip(devices.items(), panels, strict=True):
         _draw_loops(_whole(own), left)
-        name = name if ", " in name else f"{name}, {EARLIER}"
         left.set_title(f"OPT-{SHAPE} shape, 64 + 64 tokens, two cores of {name}", fontsize=10)
         _draw_routes(latest(own), right)
     figure.tight_layout()

@@ -1,7 +1,7 @@
 """python -m bench.latency_plot [CSV [PNG]]: first and later tokens of every engine, in one run.
 
-A column a case. Times are multiples of dynkern's median at full depth in the same run and dtype,
-since only ratios mean something on a shared machine. Dot: median; ticks: p95 and p99.
+A column a case and device. Times are multiples of dynkern's median at full depth in the same run
+and dtype, since only ratios mean something on a shared machine. Dot: median; ticks: p95 and p99.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.cost_model_plot import COLOURS, draw_file
-from bench.results_file import latest
+from bench.results_file import by_device, latest
 from dynkern.files import write_whole
 
 NAMES = {
@@ -25,7 +25,7 @@ NAMES = {
     "hf_static": "transformers, compiled",
     "hf": "transformers, eager",
 }
-CASE = ("shape", "batch", "lengths")
+CASE = ("device", "shape", "batch", "lengths")
 PARTS = {"first": "first token", "token": "later tokens"}
 FULL = "dynkern, full"
 Rows = list[dict[str, str]]
@@ -33,14 +33,19 @@ Rows = list[dict[str, str]]
 
 def draw(rows: Rows, target: Path) -> None:
     """The last measurement of every engine and case to a PNG. ValueError where there is none."""
-    measured = [row for row in rows if row["token_p50"]]
+    measured = [
+        {**row, "device": name}
+        for name, own in by_device(rows).items()
+        for row in own
+        if row["token_p50"]
+    ]
     shown = latest(measured, (*CASE, "engine", "policy"))
     bases = {(*_case(row), row["dtype"]): row for row in shown if _label(row) == FULL}
     shown = [row for row in shown if (*_case(row), row["dtype"]) in bases]
     if not shown:
         raise ValueError("rows: none beside dynkern's full depth, expected bench.end_to_end's")
     cases = sorted(
-        dict.fromkeys(map(_case, shown)), key=lambda case: (case[0], int(case[1]), case[2])
+        dict.fromkeys(map(_case, shown)), key=lambda case: (*case[:2], int(case[2]), case[3])
     )
     labels = list(dict.fromkeys(map(_label, sorted(shown, key=_place))))
     height = 1.6 + 0.36 * len(labels) * len(PARTS)
@@ -61,9 +66,9 @@ def draw(rows: Rows, target: Path) -> None:
         line[0].set_yticks(range(len(labels)), labels, fontsize=7)
         line[0].set_ylabel(title)
         line[0].set_ylim(len(labels) - 0.5, -0.5)
-    for panel, (shape, batch, lengths) in zip(panels[0], cases, strict=True):
+    for panel, (device, shape, batch, lengths) in zip(panels[0], cases, strict=True):
         rows_of = f"{batch} row{'s' * (batch != '1')}"
-        panel.set_title(f"{shape}, {rows_of}, {lengths} lengths", fontsize=8)
+        panel.set_title(f"{device}\n{shape}, {rows_of}, {lengths} lengths", fontsize=8)
     for panel in panels[-1]:
         panel.set_xlabel("times the median at full depth", fontsize=8)
     used = [dtype for dtype in COLOURS if any(row["dtype"] == dtype for row in shown)]

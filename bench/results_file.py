@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from dynkern.machine import device_name
 if TYPE_CHECKING:
     import torch
 
+# devices of rows from before instruction sets were named
+EARLIER = {"AMD EPYC": "AMD EPYC, avx512_bf16"}
 STAMP = ("time", "commit", "device", "torch", "threads", "dry_run")
 
 
@@ -95,3 +97,11 @@ def read(path: Path) -> list[dict[str, str]]:
 def latest(rows: Sequence[dict[str, str]], keys: Sequence[str]) -> list[dict[str, str]]:
     """The last row of every case, cases being told apart by `keys`."""
     return list({tuple(row[key] for key in keys): row for row in rows}.values())
+
+
+def by_device(rows: Iterable[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
+    """The rows of each device, its instruction set behind its name, devices as they come."""
+    devices: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        devices.setdefault(EARLIER.get(row["device"], row["device"]), []).append(row)
+    return devices

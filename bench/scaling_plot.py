@@ -1,20 +1,22 @@
 """python -m bench.scaling_plot [CSV [PNG]]: time of a pass along the axes of bench.scaling.
 
-A panel an axis: measured points with their spread, dashed what bandwidth and arithmetic allow,
-and a ring around points that grow faster than that.
+A panel an axis and device: measured points with their spread, dashed what bandwidth and arithmetic
+allow, and a ring around points that grow faster than that.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.cost_model_plot import COLOURS, draw_file
-from bench.results_file import latest
+from bench.results_file import by_device, latest
 from dynkern.files import write_whole
 
 LABELS = {
@@ -36,19 +38,40 @@ HELD = {
 
 def draw(rows: list[dict[str, str]], target: Path) -> None:
     """The last measurement of every point to a PNG. ValueError where there are none."""
-    shown = latest(rows, ("axis", "dtype", "value"))
-    axes = [axis for axis in LABELS if any(row["axis"] == axis for row in shown)]
+    devices = {
+        name: latest([row for row in own if row["axis"] in LABELS], ("axis", "dtype", "value"))
+        for name, own in by_device(rows).items()
+    }
+    devices = {name: own for name, own in devices.items() if own}
+    axes = [
+        axis for axis in LABELS if any(r["axis"] == axis for own in devices.values() for r in own)
+    ]
     if not axes:
         raise ValueError(f"rows: none of an axis, expected some of {', '.join(LABELS)}")
-    figure = Figure(figsize=(3.4 * len(axes), 3.6), layout="constrained")
+    size = (3.4 * len(axes), 3.6 * len(devices))
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(axes), squeeze=False)[0]
-    for panel, axis in zip(panels, axes, strict=True):
-        _draw_axis(panel, axis, [row for row in shown if row["axis"] == axis])
-    panels[0].set_ylabel("ms a pass")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
+    panels = figure.subplots(len(devices), len(axes), squeeze=False)
+    for line, (name, own) in zip(panels, devices.items(), strict=True):
+        line[0].set_ylabel(f"ms a pass\n{name}")
+        for panel, axis in zip(line, axes, strict=True):
+            measured = [row for row in own if row["axis"] == axis]
+            if measured:
+                _draw_axis(panel, axis, measured)
+            else:
+                panel.text(0.5, 0.5, "not measured", ha="center", transform=panel.transAxes)
+    handles, labels = _legend(panels.flat)
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, fontsize=8)
     write_whole(target, lambda part: figure.savefig(part, dpi=130, format="png"))
+
+
+def _legend(panels: Iterable[Axes]) -> tuple[list[Artist], list[str]]:
+    """Every label of any panel, once."""
+    found = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
 
 
 def _draw_axis(panel: Axes, axis: str, rows: list[dict[str, str]]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import struct
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -34,7 +36,16 @@ def test_every_case_is_predicted(tmp_path, monkeypatch):
         assert float(row["error"]) > -1
     assert {row["policy"] for row in rows if row["batch"] == "3"} >= {"bimodal", "one straggler"}
     cost_model_plot.draw(rows, tmp_path / "a.png")
-    assert (tmp_path / "a.png").stat().st_size > 10_000
+    one = _size(tmp_path / "a.png")
+    # another device has panels of its own
+    other = [{**row, "device": "another"} for row in rows if row["axis"] == "rows"]
+    scaling_plot.draw([*rows, *other], tmp_path / "b.png")
+    two = _size(tmp_path / "b.png")
+    assert two[0] == one[0] and two[1] == 2 * one[1] > 200
+
+
+def _size(picture: Path) -> tuple[int, int]:
+    return struct.unpack(">II", picture.read_bytes()[16:24])
 
 
 def test_errors_are_summed_up():

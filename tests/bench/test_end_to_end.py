@@ -199,5 +199,14 @@ def test_latencies_stand_beside_full_depth_and_a_smaller_model(latencies, tmp_pa
     assert [r["policy"] for r in own] == ["full", "uniform:2", "early_exit:1", "2-layer model"]
     assert all(float(r["speedup"]) > 0 and not r["note"] for r in own)
     rows = [{**row, "dry_run": "0"} for row in latencies]
-    latency_plot.draw(rows, tmp_path / "end_to_end.png")
-    assert (tmp_path / "end_to_end.png").read_bytes()[:4] == b"\x89PNG"
+    widths = []
+    for name, drawn in (
+        ("one", rows),
+        ("two", [*rows, *({**row, "device": "another"} for row in rows)]),
+    ):
+        latency_plot.draw(drawn, tmp_path / name)
+        picture = (tmp_path / name).read_bytes()
+        assert picture[:4] == b"\x89PNG"
+        widths.append(int.from_bytes(picture[16:20], "big"))
+    # each device has columns of its own
+    assert widths[1] > 1.5 * widths[0]
