@@ -14,8 +14,15 @@ namespace {
 // below this a copy is over before another thread has woken
 constexpr int64_t kSharedBytes = 128 << 10;
 
+// one head of one token: constant sizes become a few moves, where a call took 8 ns for 128 bytes
+inline void copy_head(const uint8_t* from, uint8_t* to, int64_t bytes) {
+  constexpr int64_t kPiece = 64;
+  int64_t at = 0;
+  for (; at + kPiece <= bytes; at += kPiece) std::memcpy(to + at, from + at, kPiece);
+  if (at < bytes) std::memcpy(to + at, from + at, static_cast<size_t>(bytes - at));
+}
+
 void copy_layer(const CopyKv& args, const uint8_t* from, uint8_t* to) {
-  const auto head = static_cast<size_t>(args.head_bytes);
   const int64_t token = args.n_heads * args.head_bytes;
   const bool dense = args.from_head_stride == args.head_bytes &&
                      args.to_head_stride == args.head_bytes && args.from_token_stride == token &&
@@ -27,8 +34,8 @@ void copy_layer(const CopyKv& args, const uint8_t* from, uint8_t* to) {
   // a lane holds one head after the other: written in order, read in strides
   for (int64_t h = 0; h < args.n_heads; ++h) {
     for (int64_t t = 0; t < args.n_tokens; ++t) {
-      std::memcpy(to + t * args.to_token_stride + h * args.to_head_stride,
-                  from + t * args.from_token_stride + h * args.from_head_stride, head);
+      copy_head(from + t * args.from_token_stride + h * args.from_head_stride,
+                to + t * args.to_token_stride + h * args.to_head_stride, args.head_bytes);
     }
   }
 }

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dynkern.ops import route_compact
 from dynkern.routes import TokenProgram
+from dynkern.runtime.cells import cells
 
 
 @dataclass
@@ -63,6 +65,8 @@ class DecodeBatch:
         self.request, self.step = counters(), counters()
         self.alive = torch.zeros(n_slots, dtype=torch.bool, device=device)
         self.route = torch.zeros(num_layers, n_slots, dtype=torch.bool, device=device)
+        counts = self.token, self.position, self.request, self.step, self.alive
+        self._counts, self._route = tuple(map(cells, counts)), cells(self.route)
         self.kv_fill, self.program, self.seed = kv_fill, program, seed
         self.fill: Any = None
         self._planned: PlannedRows | None = None
@@ -77,10 +81,10 @@ class DecodeBatch:
         self, slot: int, token: int, position: int, request: int, route: Tensor | None
     ) -> None:
         """Start a row: `token` is its first generated token, `position` its index in the row."""
-        self.token[slot], self.position[slot] = token, position
-        self.request[slot], self.step[slot] = request, 1
-        self.alive[slot] = True
-        self.route[:, slot] = True if route is None else route.to(self.route.device)
+        values = token, position, request, 1, True
+        for column, value in zip(self._counts, values, strict=True):
+            column[slot] = value
+        self._route[:, slot] = True if route is None else cells(route.to(self.route.device))
         forget = getattr(self.fill, "forget", None)
         if forget is not None:
             forget(slot)
@@ -88,8 +92,8 @@ class DecodeBatch:
 
     def retire(self, slot: int) -> None:
         """End a row: it runs no layer and no head from here on."""
-        self.alive[slot] = False
-        self.route[:, slot] = False
+        self._counts[-1][slot] = False
+        self._route[:, slot] = False
         self.rows_changed()
 
     def rows_changed(self) -> None:
@@ -129,6 +133,35 @@ class PassResult:
     ran: Tensor
     filled: Tensor
     head_rows: Tensor
+
+
+@dataclass(frozen=True)
+class Passes(Sequence[PassResult]):
+    """Passes in a row, P of them, as arrays on the host. token: int64 [P, B]; ran: bool [P, L, B];
+    filled: int64 [P, L]; head_rows: int64 [P]; as in PassResult.
+    """
+
+    token: np.ndarray
+    ran: np.ndarray
+    filled: np.ndarray
+    head_rows: np.ndarray
+
+    @classmethod
+    def of(cls, results: Sequence[PassResult]) -> Passes:
+        """What these passes, one or more, reported."""
+        if isinstance(results, Passes):
+            return results
+        parts = zip(*((r.token, r.ran, r.filled, r.head_rows) for r in results), strict=True)
+        return cls(*(torch.stack(part).cpu().numpy() for part in parts))
+
+    def __len__(self) -> int:
+        return len(self.token)
+
+    def __getitem__(self, at: Any) -> Any:
+        fields = self.token, self.ran, self.filled, self.head_rows
+        if isinstance(at, slice):
+            return Passes(*(field[at] for field in fields))
+        return PassResult(*(torch.as_tensor(field[at]) for field in fields))
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ it. `length[l, i]` counts the entries; layers differ under kv_fill "mask" and "d
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dynkern.kernels.cpu.copy_kv import copy_kv
+from dynkern.runtime.cells import cells
 
 
 class KVCache:
@@ -35,6 +37,7 @@ class KVCache:
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.lane = torch.full((num_layers, n_slots), -1, dtype=torch.int32, device=device)
         self.length = torch.zeros((num_layers, n_slots), dtype=torch.int32, device=device)
+        self._lane, self._length = cells(self.lane), cells(self.length)
         self._free = list(range(n_lanes - 1, -1, -1))
         self._held: dict[int, list[int]] = {}
 
@@ -74,7 +77,7 @@ class KVCache:
         left out are dropped. Raises RuntimeError when slot is taken or lanes run out: the engine
         admits only what fits.
         """
-        wanted = layers.nonzero().flatten()
+        wanted = layers.numpy().nonzero()[0]
         if slot in self._held or len(wanted) > len(self._free):
             raise RuntimeError(
                 f"slot {slot}: taken, or {len(wanted)} lanes wanted and {len(self._free)} free"
@@ -85,17 +88,17 @@ class KVCache:
         # [N, H, n, Dh] -> [N, n, H, Dh]
         target = tuple(whole[:, :, :tokens].transpose(1, 2) for whole in (self.k, self.v))
         copy_kv((keys, values), target, wanted.tolist(), lanes)
-        self.lane[:, slot] = -1
-        self.lane[wanted.to(self.lane.device), slot] = torch.tensor(
-            lanes, dtype=torch.int32, device=self.lane.device
-        )
-        self.length[:, slot] = tokens
+        column = np.full(len(layers), -1, dtype=np.int32)
+        column[wanted] = lanes
+        on_host = isinstance(self._lane, np.ndarray)
+        self._lane[:, slot] = column if on_host else torch.from_numpy(column)
+        self._length[:, slot] = tokens
 
     def release(self, slot: int) -> None:
         """Take the slot's lanes back."""
         self._free.extend(reversed(self._held.pop(slot)))
-        self.lane[:, slot] = -1
-        self.length[:, slot] = 0
+        self._lane[:, slot] = -1
+        self._length[:, slot] = 0
 
     def release_all(self) -> None:
         """Empty every slot."""

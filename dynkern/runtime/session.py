@@ -6,14 +6,14 @@ import time
 from collections.abc import Iterable, Sequence
 from heapq import heappop, heappush, nlargest
 from itertools import islice
+from operator import add
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from dynkern import routes as route_math
 from dynkern.cost import PassCount
-from dynkern.runtime.batch import DecodeBatch, PassLimits, PassResult
+from dynkern.runtime.batch import DecodeBatch, Passes, PassLimits, PassResult
 from dynkern.runtime.intake import Intake
 from dynkern.runtime.kv_cache import KVCache
 from dynkern.runtime.prefiller import PrefilledPrompt, Prefiller
@@ -196,39 +196,47 @@ class Session:
         """
         rows = live = group.in_order()
         begun = [len(row.completion.token_ids) for row in rows]
-        ran = torch.stack([result.ran for result in results]).cpu()
+        passes = Passes.of(results)
+        ran = passes.ran
+        tokens = passes.token.tolist()
         if self._counts_passes:
-            layer_rows = ran.sum(dim=2).tolist()
+            layer_rows, filled = np.add.reduce(ran, axis=2).tolist(), passes.filled.tolist()
+            head_rows = passes.head_rows.tolist()
         entries = sum(len(r.completion.prompt_ids) + n for r, n in zip(rows, begun, strict=True))
         events: list[TokenEvent] = []
-        for at, result in enumerate(results):
+        for at, picked in enumerate(tokens):
             if self._counts_passes:
-                length = entries / len(live) - 1
-                self.stats.passes.append(_counted(len(live), layer_rows[at], result, length))
-            tokens = result.token.tolist()
-            events += [self._book(group, row, tokens[row.slot]) for row in live]
+                count = PassCount(
+                    rows=len(live),
+                    layer_rows=tuple(layer_rows[at]),
+                    fill_rows=tuple(filled[at]) if any(filled[at]) else (),
+                    head_rows=head_rows[at],
+                    length=entries / len(live) - 1,
+                )
+                self.stats.passes.append(count)
+            events += [self._book(group, row, picked[row.slot]) for row in live]
             entries += len(live)
             if len(group.rows) < len(live):
                 gone = [row.completion for row in live if row.slot not in group.rows]
                 entries -= sum(len(done.prompt_ids) + len(done.token_ids) for done in gone)
                 live = [row for row in live if row.slot in group.rows]
-        self.passes += len(results)
+        self.passes += len(tokens)
         self._book_layers(rows, begun, ran)
         return events
 
-    def _book_layers(self, rows: Sequence[Row], begun: Sequence[int], ran: Tensor) -> None:
+    def _book_layers(self, rows: Sequence[Row], begun: Sequence[int], ran: np.ndarray) -> None:
         """Layers of rows that had `begun` tokens each ahead of these passes. ran: [P, L, B]."""
-        each = ran.sum(dim=1).T.tolist()
-        sums = ran.cumsum(dim=0)
-        columns: dict[int, list[list[int]]] = {}
+        layers = np.add.reduce(ran, axis=1).T.tolist()
+        # by pass, then by slot
+        sums = (ran.cumsum(axis=0) if len(ran) > 1 else ran).transpose(0, 2, 1)
+        fresh: dict[int, list[list[int]]] = {}
         for row, before in zip(rows, begun, strict=True):
             done = row.completion
             taken = len(done.token_ids) - before
-            if taken not in columns:
-                columns[taken] = sums[taken - 1].T.tolist()
-            done.layers_run += each[row.slot][:taken]
-            fresh = columns[taken][row.slot]
-            done.layer_counts = [c + k for c, k in zip(done.layer_counts, fresh, strict=True)]
+            if taken not in fresh:
+                fresh[taken] = sums[taken - 1].tolist()
+            done.layers_run += layers[row.slot][:taken]
+            done.layer_counts = list(map(add, done.layer_counts, fresh[taken][row.slot]))
 
     def _whose_turn(self) -> Group:
         """Groups take turns of TURN_PASSES passes."""
@@ -378,14 +386,3 @@ class Session:
             picker.begin(self._slots, self._cache.capacity, engine.device)
             self._groups[key] = Group(batch, picker)
         return self._groups[key]
-
-
-def _counted(rows: int, layer_rows: Sequence[int], result: PassResult, length: float) -> PassCount:
-    filled = result.filled.tolist()
-    return PassCount(
-        rows=rows,
-        layer_rows=tuple(layer_rows),
-        fill_rows=tuple(filled) if any(filled) else (),
-        head_rows=int(result.head_rows),
-        length=length,
-    )

@@ -16,11 +16,14 @@ Pair = tuple[Tensor, Tensor]
 
 def copies(source: Pair, target: Pair) -> bool:
     """Whether `copy_kv` takes these tensors: on the host, of one dtype, heads contiguous."""
-    tensors = (*source, *target)
+    # asked for every prompt: spelled out, it takes a third of the time that loops do
+    (k, v), (to_k, to_v) = source, target
     return (
-        all(t.device.type == "cpu" and t.stride(3) == 1 for t in tensors)
-        and len({t.dtype for t in tensors}) == 1
-        and all(a.stride() == b.stride() for a, b in (source, target))
+        k.device.type == v.device.type == to_k.device.type == to_v.device.type == "cpu"
+        and k.dtype == v.dtype == to_k.dtype == to_v.dtype
+        and k.stride() == v.stride()
+        and to_k.stride() == to_v.stride()
+        and k.stride(3) == to_k.stride(3) == 1
         and native.cpu_missing() is None
     )
 

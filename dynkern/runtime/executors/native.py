@@ -14,7 +14,8 @@ from dynkern.kernels import native, native_engine
 from dynkern.models.packed import PackedWeights
 from dynkern.models.spec import DecoderSpec
 from dynkern.routes import TokenProgram, check_choice
-from dynkern.runtime.batch import DecodeBatch, PassLimits, PassResult, PrefillResult
+from dynkern.runtime.batch import DecodeBatch, Passes, PassLimits, PassResult, PrefillResult
+from dynkern.runtime.cells import cells
 from dynkern.runtime.executors.gates import check_gates
 from dynkern.runtime.executors.kv_fill import DEFERRED_TOKENS
 from dynkern.runtime.kv_cache import KVCache
@@ -134,7 +135,7 @@ class NativeExecutor:
 
     def advance(
         self, batch: DecodeBatch, cache: KVCache, picker: TokenPicker, limits: PassLimits
-    ) -> list[PassResult]:
+    ) -> Sequence[PassResult]:
         """Passes up to the limits, or until no row is live; the batch is advanced.
 
         Rows that end are no longer alive in it, so that later passes run without them.
@@ -209,7 +210,7 @@ class _DecodeState:
         self.hidden: Tensor | None = None
         self._held: dict[str, Tensor] = {}
         self._waiting_count: Tensor | None = None
-        self._eos_of: object = None
+        self._eos_of: list[frozenset[int]] | None = None
         self.arguments = native_engine.Decode(
             n_slots=batch.n_slots,
             n_lanes=cache.n_lanes,
@@ -223,8 +224,9 @@ class _DecodeState:
         self._point(token=batch.token, position=batch.position, step=batch.step)
         self._point(request=batch.request, alive=batch.alive, route=batch.route)
         self._point(k=cache.k, v=cache.v, lane=cache.lane, length=cache.length)
-        self._remaining = torch.zeros(batch.n_slots, dtype=torch.int64)
-        self._point(remaining=self._remaining)
+        remaining = torch.zeros(batch.n_slots, dtype=torch.int64)
+        self._point(remaining=remaining)
+        self._remaining = cells(remaining)
         self._end_with([frozenset()] * batch.n_slots)
         self._fill_by(batch.kv_fill if batch.program is not None else "none")
         if batch.program is not None:
@@ -305,9 +307,9 @@ class _DecodeState:
                 self._point(history=picker.history)
 
     def _end_with(self, eos_ids: Sequence[frozenset[int]]) -> None:
-        if eos_ids is self._eos_of:
+        if eos_ids == self._eos_of:
             return
-        self._eos_of = eos_ids
+        self._eos_of = list(eos_ids)
         bounds = [0, *accumulate(len(ids) for ids in eos_ids)]
         flat = [i for ids in eos_ids for i in ids]
         self._eos = torch.tensor(bounds), torch.tensor(flat, dtype=torch.int64)
@@ -329,6 +331,8 @@ class _DecodeState:
         a.out_token, a.out_alive = self._token.data_ptr(), self._alive.data_ptr()
         a.out_ran, a.out_filled = self._ran.data_ptr(), self._filled.data_ptr()
         a.out_head_rows, a.out_seconds = self._head_rows.data_ptr(), self._seconds.data_ptr()
+        outputs = (self._token, self._ran, self._filled, self._head_rows)
+        self._outputs = tuple(tensor.numpy() for tensor in outputs)
 
     def single_pass(self) -> None:
         """Set up one pass that advances nothing."""
@@ -340,17 +344,15 @@ class _DecodeState:
         passes = max(1, min(limits.max_passes, _MOST_PASSES))
         self._make_room(passes)
         self._end_with(limits.eos_ids)
-        self._remaining.copy_(torch.tensor(limits.remaining))
+        self._remaining[:] = limits.remaining
         a = self.arguments
         a.n_threads, a.max_passes = torch.get_num_threads(), passes
         a.advance = 2 if limits.until_end else 1
         a.max_seconds = limits.max_seconds
 
-    def results(self, passes: int) -> list[PassResult]:
+    def results(self, passes: int) -> Passes:
         """What the last call's passes reported, copied out of the buffers."""
-        outputs = (self._token, self._ran, self._filled, self._head_rows)
-        columns = (tensor[:passes].clone().unbind(0) for tensor in outputs)
-        return [PassResult(*items) for items in zip(*columns, strict=True)]
+        return Passes(*(part[:passes].copy() for part in self._outputs))
 
 
 def _float32(number: float) -> float:
