@@ -53,7 +53,7 @@ class Group:
         self.batch.admit(slot, 0, len(request.prompt_ids), request.id, route)
         self.picker.remember(slot, 0, list(request.prompt_ids))
         self.remaining[slot] = request.max_new_tokens
-        # a new list: executors know the limits that they have seen by identity
+        # a new list: executors compare it with the one that they have seen
         self.eos_ids = list(self.eos_ids)
         self.eos_ids[slot] = frozenset() if request.force_length else request.eos_token_ids
 
