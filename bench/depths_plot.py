@@ -1,7 +1,7 @@
 """python -m bench.depths_plot [CSV [PNG]]: a depth for each sequence, as quality against time.
 
-A row a model, a column a batch size, natural lengths: ROUGE-L against the measured speed-up of
-decoding (full), with a line from what the possible time would allow (hollow).
+A row a model and device, a column a batch size, natural lengths: ROUGE-L against the measured
+speed-up of decoding (full), with a line from what the possible time would allow (hollow).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.cost_model_plot import draw_file
-from bench.results_file import latest
+from bench.results_file import by_device, latest
 from dynkern.files import write_whole
 
 WAYS = {
@@ -30,16 +30,16 @@ TARGETS = {
     "oracle:0.5": "oracle, half of the layers",
     "predictor": "predictor",
 }
-KEYS = ("model", "dtype", "batch", "lengths", "way", "target", "schedule")
+KEYS = ("device", "model", "dtype", "batch", "lengths", "way", "target", "schedule")
 
 
 def draw(rows: list[dict[str, str]], target: Path) -> None:
     """The last measurement of every way to a PNG. ValueError where there is none."""
-    shown = [row for row in latest(rows, KEYS) if row["lengths"] == "natural"]
-    shown = _fastest(shown)
+    named = [{**row, "device": name} for name, own in by_device(rows).items() for row in own]
+    shown = _fastest([row for row in latest(named, KEYS) if row["lengths"] == "natural"])
     if not shown:
         raise ValueError("rows: none of natural lengths, expected bench.depths'")
-    models = list(dict.fromkeys(row["model"] for row in shown))
+    models = list(dict.fromkeys((row["device"], row["model"]) for row in shown))
     batches = sorted({int(row["batch"]) for row in shown})
     size = (3.8 * len(batches), 0.9 + 3.4 * len(models))
     figure = Figure(figsize=size, layout="constrained")
@@ -47,10 +47,12 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     grid = figure.subplots(len(models), len(batches), sharey="row", squeeze=False)
     for model, panels in zip(models, grid, strict=True):
         for batch, panel in zip(batches, panels, strict=True):
-            own = [row for row in shown if (row["model"], int(row["batch"])) == (model, batch)]
+            own = [row for row in shown if (row["device"], row["model"]) == model]
+            own = [row for row in own if int(row["batch"]) == batch]
             _draw_panel(panel, own)
-            panel.set_title(f"{model}, {batch} row{'s' * (batch > 1)}", fontsize=10)
-        panels[0].set_ylabel("ROUGE-L")
+            name = f"{model[1]}, {batch} row{'s' * (batch > 1)}"
+            panel.set_title(name if own else f"{name}: not measured", fontsize=10)
+        panels[0].set_ylabel(f"ROUGE-L\n{model[0]}", fontsize=9)
     for panel in grid[-1]:
         panel.set_xlabel("decoding, times as fast as full depth")
     targets = {row["target"]: None for row in shown if row["target"]}
