@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.cost_model_plot import draw_file
-from bench.results_file import by_device, latest
+from bench.results_file import latest, named
 from dynkern.files import write_whole
 
 WAYS = {
@@ -35,8 +35,7 @@ KEYS = ("device", "model", "dtype", "batch", "lengths", "way", "target", "schedu
 
 def draw(rows: list[dict[str, str]], target: Path) -> None:
     """The last measurement of every way to a PNG. ValueError where there is none."""
-    named = [{**row, "device": name} for name, own in by_device(rows).items() for row in own]
-    shown = _fastest([row for row in latest(named, KEYS) if row["lengths"] == "natural"])
+    shown = _fastest([row for row in latest(named(rows), KEYS) if row["lengths"] == "natural"])
     if not shown:
         raise ValueError("rows: none of natural lengths, expected bench.depths'")
     models = list(dict.fromkeys((row["device"], row["model"]) for row in shown))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.cost_model_plot import COLOURS, draw_file
-from bench.results_file import by_device, latest
+from bench.results_file import latest, named
 from dynkern.files import write_whole
 
 NAMES = {
@@ -33,12 +33,7 @@ Rows = list[dict[str, str]]
 
 def draw(rows: Rows, target: Path) -> None:
     """The last measurement of every engine and case to a PNG. ValueError where there is none."""
-    measured = [
-        {**row, "device": name}
-        for name, own in by_device(rows).items()
-        for row in own
-        if row["token_p50"]
-    ]
+    measured = [row for row in named(rows) if row["token_p50"]]
     shown = latest(measured, (*CASE, "engine", "policy"))
     bases = {(*_case(row), row["dtype"]): row for row in shown if _label(row) == FULL}
     shown = [row for row in shown if (*_case(row), row["dtype"]) in bases]

@@ -99,9 +99,14 @@ def latest(rows: Sequence[dict[str, str]], keys: Sequence[str]) -> list[dict[str
     return list({tuple(row[key] for key in keys): row for row in rows}.values())
 
 
+def named(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows, the instruction set behind the names of their devices."""
+    return [{**row, "device": EARLIER.get(row["device"], row["device"])} for row in rows]
+
+
 def by_device(rows: Iterable[dict[str, str]]) -> dict[str, list[dict[str, str]]]:
-    """The rows of each device, its instruction set behind its name, devices as they come."""
+    """The rows of each device, as `named` has it, devices as they come."""
     devices: dict[str, list[dict[str, str]]] = {}
-    for row in rows:
-        devices.setdefault(EARLIER.get(row["device"], row["device"]), []).append(row)
+    for row in named(rows):
+        devices.setdefault(row["device"], []).append(row)
     return devices

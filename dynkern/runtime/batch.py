@@ -65,8 +65,8 @@ class DecodeBatch:
         self.request, self.step = counters(), counters()
         self.alive = torch.zeros(n_slots, dtype=torch.bool, device=device)
         self.route = torch.zeros(num_layers, n_slots, dtype=torch.bool, device=device)
-        counts = self.token, self.position, self.request, self.step, self.alive
-        self._counts, self._route = tuple(map(cells, counts)), cells(self.route)
+        self._counters = tuple(map(cells, (self.token, self.position, self.request, self.step)))
+        self._alive, self._route = cells(self.alive), cells(self.route)
         self.kv_fill, self.program, self.seed = kv_fill, program, seed
         self.fill: Any = None
         self._planned: PlannedRows | None = None
@@ -81,9 +81,9 @@ class DecodeBatch:
         self, slot: int, token: int, position: int, request: int, route: Tensor | None
     ) -> None:
         """Start a row: `token` is its first generated token, `position` its index in the row."""
-        values = token, position, request, 1, True
-        for column, value in zip(self._counts, values, strict=True):
-            column[slot] = value
+        for counter, value in zip(self._counters, (token, position, request, 1), strict=True):
+            counter[slot] = value
+        self._alive[slot] = True
         self._route[:, slot] = True if route is None else cells(route.to(self.route.device))
         forget = getattr(self.fill, "forget", None)
         if forget is not None:
@@ -92,7 +92,7 @@ class DecodeBatch:
 
     def retire(self, slot: int) -> None:
         """End a row: it runs no layer and no head from here on."""
-        self._counts[-1][slot] = False
+        self._alive[slot] = False
         self._route[:, slot] = False
         self.rows_changed()
 
@@ -135,7 +135,7 @@ class PassResult:
     head_rows: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Passes(Sequence[PassResult]):
     """Passes in a row, P of them, as arrays on the host. token: int64 [P, B]; ran: bool [P, L, B];
     filled: int64 [P, L]; head_rows: int64 [P]; as in PassResult.

@@ -7,7 +7,6 @@ it. `length[l, i]` counts the entries; layers differ under kv_fill "mask" and "d
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +76,7 @@ class KVCache:
         left out are dropped. Raises RuntimeError when slot is taken or lanes run out: the engine
         admits only what fits.
         """
-        wanted = layers.numpy().nonzero()[0]
+        wanted = cells(layers).nonzero()[0]
         if slot in self._held or len(wanted) > len(self._free):
             raise RuntimeError(
                 f"slot {slot}: taken, or {len(wanted)} lanes wanted and {len(self._free)} free"
@@ -88,10 +87,9 @@ class KVCache:
         # [N, H, n, Dh] -> [N, n, H, Dh]
         target = tuple(whole[:, :, :tokens].transpose(1, 2) for whole in (self.k, self.v))
         copy_kv((keys, values), target, wanted.tolist(), lanes)
-        column = np.full(len(layers), -1, dtype=np.int32)
-        column[wanted] = lanes
-        on_host = isinstance(self._lane, np.ndarray)
-        self._lane[:, slot] = column if on_host else torch.from_numpy(column)
+        column = torch.full((len(layers),), -1, dtype=torch.int32)
+        cells(column)[wanted] = lanes
+        self._lane[:, slot] = cells(column.to(self.lane.device))
         self._length[:, slot] = tokens
 
     def release(self, slot: int) -> None:

@@ -228,7 +228,7 @@ class Session:
         """Layers of rows that had `begun` tokens each ahead of these passes. ran: [P, L, B]."""
         layers = np.add.reduce(ran, axis=1).T.tolist()
         # by pass, then by slot
-        sums = (ran.cumsum(axis=0) if len(ran) > 1 else ran).transpose(0, 2, 1)
+        sums = ran.cumsum(axis=0).transpose(0, 2, 1)
         fresh: dict[int, list[list[int]]] = {}
         for row, before in zip(rows, begun, strict=True):
             done = row.completion

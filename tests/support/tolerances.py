@@ -24,6 +24,8 @@ LOGITS = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 TWO_PROCESSES = 1e-5
 # elements, at most about 1, of Muon's polar factors in float64 against singular values on their own
 POLAR_FACTORS = 1e-12
+# and in float32, where the number of matrices in a product may change its sums
+POLAR_SHARES = 1e-6
 # Muon's steps, in units of the longest that an element can take, against torch's in bfloat16
 MUON_STEPS = {torch.bfloat16: 1e-2, torch.float32: 5e-2}
 

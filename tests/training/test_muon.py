@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dynkern.training.pretraining.muon import SharedMuon, polar_factors
-from support.tolerances import MUON_STEPS, POLAR_FACTORS
+from support.tolerances import MUON_STEPS, POLAR_FACTORS, POLAR_SHARES
 
 SHAPES = [(17, 17), (17, 40), (40, 17), (17, 40), (1, 5)]
 SETTINGS = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9}
@@ -42,7 +42,7 @@ def test_singular_vectors_stay_and_values_go_through_the_polynomial(generator, s
     assert 0.6 < values.max() < 1.3
 
 
-def test_a_matrix_of_zeros_stays(generator):
+def test_a_matrix_of_zeros_stays():
     assert not polar_factors(torch.zeros(2, 3, 4), COEFFICIENTS, 5).any()
 
 
@@ -115,5 +115,5 @@ def test_shares_make_up_the_whole(generator, size):
     whole = torch.cat(
         [m.flatten() for m in SharedMuon(parameters(given))._orthogonal(given, group)]
     )
-    assert torch.allclose(sum(parts), whole, atol=1e-6)
+    assert torch.allclose(sum(parts), whole, rtol=0, atol=POLAR_SHARES)
     assert ((torch.stack(parts) != 0).sum(0) <= 1).all()

@@ -321,18 +321,16 @@ class _DecodeState:
             return
         layers, slots = self.spec.num_layers, self.batch.n_slots
         self._room = passes
-        self._token = torch.empty(passes, slots, dtype=torch.int64)
-        self._alive = torch.empty(passes, slots, dtype=torch.bool)
-        self._ran = torch.empty(passes, layers, slots, dtype=torch.bool)
-        self._filled = torch.empty(passes, layers, dtype=torch.int64)
-        self._head_rows = torch.empty(passes, dtype=torch.int64)
-        self._seconds = torch.empty(passes, dtype=torch.float64)
-        a = self.arguments
-        a.out_token, a.out_alive = self._token.data_ptr(), self._alive.data_ptr()
-        a.out_ran, a.out_filled = self._ran.data_ptr(), self._filled.data_ptr()
-        a.out_head_rows, a.out_seconds = self._head_rows.data_ptr(), self._seconds.data_ptr()
-        outputs = (self._token, self._ran, self._filled, self._head_rows)
-        self._outputs = tuple(tensor.numpy() for tensor in outputs)
+        token = torch.empty(passes, slots, dtype=torch.int64)
+        ran = torch.empty(passes, layers, slots, dtype=torch.bool)
+        filled = torch.empty(passes, layers, dtype=torch.int64)
+        head_rows = torch.empty(passes, dtype=torch.int64)
+        self._point(out_token=token, out_ran=ran, out_filled=filled, out_head_rows=head_rows)
+        self._point(
+            out_alive=torch.empty(passes, slots, dtype=torch.bool),
+            out_seconds=torch.empty(passes, dtype=torch.float64),
+        )
+        self._outputs = tuple(map(cells, (token, ran, filled, head_rows)))
 
     def single_pass(self) -> None:
         """Set up one pass that advances nothing."""
