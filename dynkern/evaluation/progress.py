@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -18,6 +20,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+# between two lines where bars cannot move: a log of an hour stays readable
+LINE_SECONDS = 60.0
+
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -26,10 +31,13 @@ class _Rate(ProgressColumn):
 
 
 class Progressing:
-    """Bars on a console. `task(name)` hands out report(done, total, label)."""
+    """Bars on a console, and a line a minute where that is a file or a pipe. `task(name)` hands out
+    report(done, total, label).
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._told = time.monotonic()
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -55,8 +63,21 @@ class Progressing:
                 self._bars.start_task(bar)
                 begun = True
             self._bars.update(bar, completed=done, total=total, label=label)
+            now = time.monotonic()
+            if not self.console.is_terminal and now - self._told >= LINE_SECONDS:
+                self._told = now
+                self._tell(next(task for task in self._bars.tasks if task.id == bar))
 
         return report
+
+    def _tell(self, task: Task) -> None:
+        parts = [f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}"]
+        if task.speed is not None:
+            parts.append(f"{task.speed:.1f}/s")
+        if task.time_remaining is not None:
+            parts.append(f"{timedelta(seconds=int(task.time_remaining))} left")
+        parts += [task.fields["label"]] if task.fields["label"] else []
+        self.console.print(", ".join(parts), highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Progressing:
         self._bars.start()
