@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench import cost_model_plot, cpu_plot, depths_plot, latency_plot, scaling_plot
+from bench import cost_model_plot, cpu_plot, depths_plot, latency_plot, pretrain_plot, scaling_plot
 from bench.results_file import read
 from dynkern.evaluation.report import plot_curve
 from dynkern.training.curves import draw_curves, numbered
@@ -48,6 +48,7 @@ FIGURES: dict[str, Callable[[Rows, Path], None]] = {
     "cost_model": cost_model_plot.draw,
     "scaling": scaling_plot.draw,
     "pretrain": draw_pretrain,
+    "pretrain_scores": pretrain_plot.draw,
 }
 
 

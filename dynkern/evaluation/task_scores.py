@@ -37,12 +37,32 @@ def score_tasks(
     that are a reference to the letter; "family" and "difficulty": ROUGE-L of each, by label;
     "exact_difficulty": "exact" of each.
     """
+    names = ("rougeL", "exact", "family", "difficulty", "exact_difficulty")
+    found: dict[str, Any] = {name: {} for name in names}
+    for label, (scores, exact) in score_answers(llm, records, policies, report).items():
+        found["rougeL"][label] = sum(scores) / len(scores)
+        found["exact"][label] = sum(exact) / len(exact)
+        found["family"][label] = _by([r.family for r in records], scores)
+        difficulties = [record.difficulty for record in records]
+        found["difficulty"][label] = _by(difficulties, scores)
+        found["exact_difficulty"][label] = _by(difficulties, exact)
+    return found
+
+
+def score_answers(
+    llm: LLM,
+    records: Sequence[Record],
+    policies: dict[str, str],
+    report: Report = lambda done, total, label: None,
+) -> dict[str, tuple[list[float], list[bool]]]:
+    """By label of `policies`, for each record: ROUGE-L F1 of the greedy answer, and whether it is a
+    reference to the letter.
+    """
     bos = llm.spec.bos_token_id
     prompts = [encode_prompt(llm.tokenizer, record, "plain", None, bos) for record in records]
     # rows of a batch are prefilled together: like lengths waste nothing
     order = sorted(range(len(records)), key=lambda place: len(prompts[place].ids))
-    names = ("rougeL", "exact", "family", "difficulty", "exact_difficulty")
-    found: dict[str, Any] = {name: {} for name in names}
+    found: dict[str, tuple[list[float], list[bool]]] = {}
     for number, (label, policy) in enumerate(policies.items()):
         scores, exact = [0.0] * len(records), [False] * len(records)
         for start in range(0, len(order), BATCH_SIZE):
@@ -61,12 +81,7 @@ def score_tasks(
                 references = records[place].references
                 scores[place] = score(answer.text, references)["rougeL"]
                 exact[place] = answer.text.strip() in references
-        found["rougeL"][label] = sum(scores) / len(scores)
-        found["exact"][label] = sum(exact) / len(exact)
-        found["family"][label] = _by([r.family for r in records], scores)
-        difficulties = [record.difficulty for record in records]
-        found["difficulty"][label] = _by(difficulties, scores)
-        found["exact_difficulty"][label] = _by(difficulties, exact)
+        found[label] = (scores, exact)
     report(len(order) * len(policies), len(order) * len(policies), "")
     return found
 
