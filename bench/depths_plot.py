@@ -94,7 +94,7 @@ def _by_weights(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     """Rows of weights that are shipped no longer bear a name of their own."""
     model, day = RENEWED
     return [
-        {**row, "model": f"{model}, earlier"}
+        {**row, "model": f"{model}, earlier weights"}
         if row["model"] == model and row["time"] < day
         else row
         for row in rows

@@ -43,7 +43,7 @@ def test_weights_that_are_shipped_no_longer_have_panels_of_their_own():
     before, after = "2026-11-29T23:59:59+00:00", f"{day}T00:00:00+00:00"
     found = panels([row(model=model, time=before), row(model=model, time=after), row(time=before)])
     assert list(found) == [
-        ("one", f"{model}, earlier, 8 rows"),
+        ("one", f"{model}, earlier weights, 8 rows"),
         ("one", f"{model}, 8 rows"),
         ("one", "opt, 8 rows"),
     ]
