@@ -31,8 +31,6 @@ TARGETS = {
     "oracle:0.5": "oracle, half of the layers",
     "predictor": "predictor",
 }
-# the bundled model's weights changed then
-RENEWED = ("opt-tasks-10m", "2026-11-30")
 KEYS = ("device", "model", "dtype", "batch", "lengths", "way", "target", "schedule")
 
 
@@ -44,7 +42,7 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
 
 def figure_of(rows: list[dict[str, str]]) -> Figure:
     """Models, devices and weights in rows of panels, batch sizes in columns."""
-    rows = [row for row in _by_weights(named(rows)) if row["lengths"] == "natural"]
+    rows = [row for row in named(rows) if row["lengths"] == "natural"]
     shown = _fastest(latest(rows, KEYS))
     if not shown:
         raise ValueError("rows: none of natural lengths, expected bench.depths'")
@@ -88,17 +86,6 @@ def _draw_panel(panel: Axes, rows: list[dict[str, str]]) -> None:
     if rows:
         panel.axhline(float(rows[0]["rougeL_full"]), color="grey", linewidth=0.8, linestyle=":")
     panel.grid(alpha=0.25)
-
-
-def _by_weights(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows of weights that are shipped no longer bear a name of their own."""
-    model, day = RENEWED
-    return [
-        {**row, "model": f"{model}, earlier weights"}
-        if row["model"] == model and row["time"] < day
-        else row
-        for row in rows
-    ]
 
 
 def _fastest(rows: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -23,12 +23,11 @@ from dynkern.data import Record, load_records
 from dynkern.evaluation.analysis import bootstrap_interval, difference_interval
 from dynkern.evaluation.bundle import SCORED, SHARES
 from dynkern.evaluation.progress import Progressing
-from dynkern.evaluation.task_scores import Report, budgets, score_answers
+from dynkern.evaluation.task_scores import Answers, Report, budgets, score_answers
 from dynkern.llm import LLM
 from dynkern.models.checkpoint import resolve_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
-Answers = dict[str, tuple[list[float], list[bool]]]
 
 
 def answer(model: str | Path, records: list[Record], report: Report) -> Answers:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # devices of rows from before instruction sets were named
 EARLIER = {"AMD EPYC": "AMD EPYC, avx512_bf16"}
+# a bundled model whose weights changed on a day
+RENEWED = ("opt-tasks-10m", "2026-11-30")
 STAMP = ("time", "commit", "device", "torch", "threads", "dry_run")
 
 
@@ -100,8 +102,15 @@ def latest(rows: Sequence[dict[str, str]], keys: Sequence[str]) -> list[dict[str
 
 
 def named(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows, the instruction set behind the names of their devices."""
-    return [{**row, "device": EARLIER.get(row["device"], row["device"])} for row in rows]
+    """The rows, the instruction set behind the names of their devices, weights that are shipped no
+    longer under a name of their own.
+    """
+    model, day = RENEWED
+    every = [{**row, "device": EARLIER.get(row["device"], row["device"])} for row in rows]
+    for row in every:
+        if row.get("model") == model and row["time"] < day:
+            row["model"] = f"{model}, earlier weights"
+    return every
 
 
 def by_device(rows: Iterable[dict[str, str]]) -> dict[str, list[dict[str, str]]]:

@@ -71,13 +71,15 @@ class Progressing:
         return report
 
     def _tell(self, task: Task) -> None:
-        parts = [f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}"]
-        if task.speed is not None:
-            parts.append(f"{task.speed:.1f}/s")
-        if task.time_remaining is not None:
-            parts.append(f"{timedelta(seconds=int(task.time_remaining))} left")
-        parts += [task.fields["label"]] if task.fields["label"] else []
-        self.console.print(", ".join(parts), highlight=False, markup=False, soft_wrap=True)
+        left = task.time_remaining
+        parts = (
+            f"{task.description}: {task.completed:,.0f} of {task.total:,.0f}",
+            _Rate().render(task).plain,
+            "" if left is None else f"{timedelta(seconds=int(left))} left",
+            task.fields["label"],
+        )
+        told = ", ".join(filter(None, parts))
+        self.console.print(told, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Progressing:
         self._bars.start()

@@ -15,6 +15,8 @@ from dynkern.llm import LLM
 NEW_TOKENS = 32
 BATCH_SIZE = 16
 Report = Callable[[int, int, str], None]
+# by label of a policy, for each record: ROUGE-L F1, and whether a reference was met to the letter
+Answers = dict[str, tuple[list[float], list[bool]]]
 
 
 def budgets(num_layers: int, shares: Sequence[float] = (0.75, 0.5)) -> dict[str, str]:
@@ -39,30 +41,25 @@ def score_tasks(
     """
     names = ("rougeL", "exact", "family", "difficulty", "exact_difficulty")
     found: dict[str, Any] = {name: {} for name in names}
+    families, difficulties = ([r.family for r in records], [r.difficulty for r in records])
     for label, (scores, exact) in score_answers(llm, records, policies, report).items():
         found["rougeL"][label] = sum(scores) / len(scores)
         found["exact"][label] = sum(exact) / len(exact)
-        found["family"][label] = _by([r.family for r in records], scores)
-        difficulties = [record.difficulty for record in records]
+        found["family"][label] = _by(families, scores)
         found["difficulty"][label] = _by(difficulties, scores)
         found["exact_difficulty"][label] = _by(difficulties, exact)
     return found
 
 
 def score_answers(
-    llm: LLM,
-    records: Sequence[Record],
-    policies: dict[str, str],
-    report: Report = lambda done, total, label: None,
-) -> dict[str, tuple[list[float], list[bool]]]:
-    """By label of `policies`, for each record: ROUGE-L F1 of the greedy answer, and whether it is a
-    reference to the letter.
-    """
+    llm: LLM, records: Sequence[Record], policies: dict[str, str], report: Report
+) -> Answers:
+    """Greedy answers to each record, by label of `policies`."""
     bos = llm.spec.bos_token_id
     prompts = [encode_prompt(llm.tokenizer, record, "plain", None, bos) for record in records]
     # rows of a batch are prefilled together: like lengths waste nothing
     order = sorted(range(len(records)), key=lambda place: len(prompts[place].ids))
-    found: dict[str, tuple[list[float], list[bool]]] = {}
+    found: Answers = {}
     for number, (label, policy) in enumerate(policies.items()):
         scores, exact = [0.0] * len(records), [False] * len(records)
         for start in range(0, len(order), BATCH_SIZE):

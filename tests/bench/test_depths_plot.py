@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import depths_plot
+from bench import depths_plot, results_file
 
 
 def row(**given: str) -> dict[str, str]:
@@ -39,7 +39,7 @@ def test_a_panel_for_each_device_and_batch_size():
 
 
 def test_weights_that_are_shipped_no_longer_have_panels_of_their_own():
-    model, day = depths_plot.RENEWED
+    model, day = results_file.RENEWED
     before, after = "2026-11-29T23:59:59+00:00", f"{day}T00:00:00+00:00"
     found = panels([row(model=model, time=before), row(model=model, time=after), row(time=before)])
     assert list(found) == [
