@@ -24,6 +24,8 @@ from setuptools.command.build_ext import build_ext
 
 SKIP = os.environ.get("DYNKERN_SKIP_EXT", "0") not in ("", "0")
 SOURCES = {"cpu": sorted(glob("csrc/cpu/*.cpp")), "cuda": sorted(glob("csrc/cuda/*.cu"))}
+# binutils know it from 2.36 on
+AVX_VNNI = "{vex} vpdpbusd %ymm0, %ymm1, %ymm2"
 NINJA = """builddir = {work}
 rule compile
   command = {compiler} {flags} -MD -MF $out.d -c $in -o $out
@@ -42,6 +44,13 @@ def find(what: str, *places: str | None) -> str:
     raise RuntimeError(f"{what} not found (tried {', '.join(filter(None, places))})")
 
 
+def assembles(compiler: list[str], instruction: str) -> bool:
+    """Whether an instruction passes through compiler and assembler."""
+    command = [*compiler, "-x", "c++", "-c", "-", "-o", os.devnull]
+    code = f'void f() {{ asm("{instruction}"); }}'
+    return subprocess.run(command, input=code, text=True, capture_output=True).returncode == 0
+
+
 def toolchain(name: str) -> tuple[list[str], list[str]]:
     """Compiler command and flags of one library; raises RuntimeError without a compiler."""
     if SKIP:
@@ -50,7 +59,9 @@ def toolchain(name: str) -> tuple[list[str], list[str]]:
         named, own = (shlex.split(os.environ.get(key, "")) for key in ("CXX", "CXXFLAGS"))
         cxx = find("C++ compiler", *(named[:1] or ["c++", "g++", "clang++"]))
         flags = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -pthread -Wall -Wextra"
-        return [cxx, *named[1:]], [*flags.split(), *own]
+        compiler = [cxx, *named[1:]]
+        known = ["-DDYNKERN_AVX_VNNI"] if assembles(compiler, AVX_VNNI) else []
+        return compiler, [*flags.split(), *known, *own]
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     nvcc = find("CUDA compiler", home and f"{home}/bin/nvcc", "nvcc", "/usr/local/cuda/bin/nvcc")
     archs = os.environ.get("DYNKERN_CUDA_ARCHS", "80;90").split(";")
@@ -67,7 +78,7 @@ def run(*command: str) -> str:
     output = (done.stdout + done.stderr).strip()
     if done.returncode:
         sys.stderr.write(output + "\n")
-        telling = re.search(r".*\b(?:fatal|error|not found)\b.*|.*$", output)
+        telling = re.search(r"(?i).*\b(?:fatal|error|not found)\b.*|.*$", output)
         raise RuntimeError(f"{Path(command[0]).name} failed: {telling[0]}")
     return output
 

@@ -23,6 +23,7 @@ TRY = "--dry-run"
 BENCHES = {
     "cost_model": (6, [("bench.cost_model --output {output}", TRY)]),
     "scaling": (5, [("bench.scaling --output {output}", TRY)]),
+    "levels": (3, [("bench.levels --output {output}", TRY)]),
     "end_to_end": (40, [("bench.end_to_end --output {output}", TRY)]),
     "scheduling": (15, [("bench.scheduling --output {output}", TRY)]),
     "ops": (6, [("dynkern bench ops --output {output}", "--quick")]),

@@ -192,6 +192,7 @@ OWN_TEST = {
         "bench/test_oracle_table.py",
         "invoke(oracle_table,",
     ),
+    "python -m bench.levels --output DIR": ("bench/test_cost_model.py", "_dry(levels"),
     "python -m bench.scaling --output DIR": ("bench/test_cost_model.py", "_dry(scaling"),
     "python -m bench.end_to_end --output DIR": ("bench/test_end_to_end.py", "invoke(end_to_end,"),
     "python -m bench.gpu_acceptance --output DIR": (

@@ -58,7 +58,25 @@ struct FormatBF16 {
 };
 #endif
 
-#if !defined(DYNKERN_OWN_I8)
+#if defined(DYNKERN_VNNI)
+// Four inputs at once.
+struct FormatI8 {
+  static constexpr int64_t kFormat = kI8;
+  static constexpr int kSteps = 1;
+  using Sum = Vi;
+  static Sum zero(int32_t correction) { return set_words(correction); }
+  template <int kStep>
+  static Vi weights(const uint8_t* p) {
+    return load_bytes(p);
+  }
+  template <int kStep>
+  static Vi factor(const uint8_t* p) {
+    return word(p);
+  }
+  static Sum add(Sum sum, Vi w, Vi a) { return add_products(sum, w, a); }
+  static Vf total(Sum sum) { return to_floats(sum); }
+};
+#elif !defined(DYNKERN_OWN_I8)
 // Step 0: inputs 0 and 2 of four, step 1: inputs 1 and 3.
 struct FormatI8 {
   static constexpr int64_t kFormat = kI8;

@@ -198,6 +198,7 @@ const Kernels& kernels();
 const Kernels* portable_kernels();
 #if defined(__x86_64__)
 const Kernels* avx2_kernels();
+const Kernels* avx2_vnni_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_vnni_kernels();
 const Kernels* avx512_bf16_kernels();

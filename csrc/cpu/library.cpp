@@ -1,5 +1,6 @@
 // What the CPU library says of itself and of the processor it runs on.
 #include "../common/abi.h"
+#include "features.h"
 
 namespace {
 
@@ -19,6 +20,7 @@ DYNKERN_EXPORT const char* dynkern_cpu_feature(int index) {
   __builtin_cpu_init();
   const Feature features[] = {
       {"avx2", __builtin_cpu_supports("avx2") != 0},
+      {"avxvnni", dynkern::has_avx_vnni()},
       {"fma", __builtin_cpu_supports("fma") != 0},
       {"avx512f", __builtin_cpu_supports("avx512f") != 0},
       {"avx512bw", __builtin_cpu_supports("avx512bw") != 0},

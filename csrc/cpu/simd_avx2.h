@@ -1,5 +1,5 @@
-// Vectors of 8 floats and the weight formats on AVX2 with FMA. Included after the target pragma of
-// a translation unit.
+// Vectors of 8 floats and the weight formats on AVX2 with FMA; with DYNKERN_VNNI, the instruction
+// of AVX-VNNI. Included after the target pragma of a translation unit.
 #pragma once
 
 #include <immintrin.h>
@@ -176,6 +176,13 @@ inline Vi bf16_half(Vi x) {
   return kStep == 0 ? _mm256_slli_epi32(x, 16)
                     : _mm256_and_si256(x, set_words(static_cast<int>(0xffff0000)));
 }
+#if defined(DYNKERN_VNNI)
+inline Vi add_products(Vi sum, Vi w, Vi a) {
+  // {vex}: without it an assembler may take the encoding of AVX-512, which these processors lack
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(w), "x"(a));
+  return sum;
+}
+#else
 template <int kStep>
 inline Vi signed_half(Vi x) {
   return _mm256_srai_epi16(kStep == 0 ? _mm256_slli_epi16(x, 8) : x, 8);
@@ -191,6 +198,7 @@ inline Vi add_products(Vi sum, Vi w, Vi a) {
   asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(product) : "x"(w), "x"(a));
   return sum;
 }
+#endif
 inline Vf to_floats(Vi x) { return _mm256_cvtepi32_ps(x); }
 
 }  // namespace DYNKERN_ISA

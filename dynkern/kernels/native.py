@@ -154,6 +154,19 @@ def set_cpu_isa(name: str) -> None:
     _set_isa(cpu_library(), "isa", name)
 
 
+def cpu_levels() -> list[str]:
+    """The levels that set_cpu_isa takes here, lowest first."""
+    held, found = cpu_isa(), []
+    for name in native_engine.ISA_LEVELS[1:]:
+        try:
+            set_cpu_isa(name)
+        except ValueError:
+            continue
+        found.append(name)
+    set_cpu_isa(held)
+    return found
+
+
 @cache
 def cuda_library() -> ctypes.CDLL:
     """csrc/cuda, loaded once (this needs no GPU); raises LibraryUnavailable with the reason."""

@@ -21,7 +21,10 @@ PICK_GREEDY, PICK_SAMPLE, PICK_HIDDEN = 0, 1, 2
 
 NO_MEMORY = -1
 
-ISA_LEVELS = ("auto", "portable", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+ISA_LEVELS = (
+    *("auto", "portable", "avx2", "avx2_vnni"),
+    *("avx512", "avx512_vnni", "avx512_bf16"),
+)
 
 
 def _fields(kind: type, names: str) -> list[tuple[str, type]]:

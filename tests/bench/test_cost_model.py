@@ -1,4 +1,4 @@
-"""bench.cost_model and bench.scaling: what is computed of times, and dry runs."""
+"""bench.cost_model, bench.scaling and bench.levels: what is computed of times, and dry runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench import cost_model, cost_model_plot, scaling, scaling_plot
+from bench import cost_model, cost_model_plot, levels, scaling, scaling_plot
 from bench.latency import gaps, percentile
-from dynkern.evaluation.timing import interleave
+from dynkern.evaluation.load_meter import Load
+from dynkern.evaluation.timing import CaseTiming, Timings, interleave
+from dynkern.kernels import native
 
 
 def _dry(module, folder, monkeypatch, name):
@@ -74,3 +76,32 @@ def test_tokens_that_come_together_share_their_wait():
 
 def _size(picture: Path) -> tuple[int, int]:
     return struct.unpack(">II", picture.read_bytes()[16:24])
+
+
+def test_every_level_is_timed_against_the_one_that_is_taken(tmp_path, monkeypatch):
+    held = native.cpu_isa()
+    rows = _dry(levels, tmp_path, monkeypatch, "levels")
+    assert native.cpu_isa() == held
+    assert [row["level"] for row in rows[: len(native.cpu_levels())]] == native.cpu_levels()
+    cases = {(row["dtype"], row["kind"], row["rows"]) for row in rows}
+    assert len(cases) == 6 and len(rows) == 6 * len(native.cpu_levels())
+    for case in cases:
+        (auto,) = (
+            r for r in rows if (r["dtype"], r["kind"], r["rows"]) == case if r["auto"] == "1"
+        )
+        assert float(auto["against_auto"]) == 1.0 and auto["level"] == held
+
+
+def case(name, seconds):
+    return CaseTiming(name, (seconds,), ((None,),), (Load(1.0, 1.0, 0.0, 0.0),), 0, False)
+
+
+def test_a_level_that_beats_the_automatic_choice_is_flagged(monkeypatch):
+    best, auto = native.cpu_levels()[0], native.cpu_isa()
+    seconds = {name: 1.0 for name in native.cpu_levels()} | {best: 0.9}
+    timings = Timings({name: case(name, value) for name, value in seconds.items()})
+    monkeypatch.setattr(levels, "interleave", lambda cases, repeats, progress: timings)
+    width = scaling.Width(64, 2, 128)
+    rows = levels.measure(width, 1, "float32", "prefill", 3, 1, lambda *a: None)
+    flagged = {row["level"]: row["flagged"] for row in rows}
+    assert flagged == {name: int(name == best != auto) for name in native.cpu_levels()}
