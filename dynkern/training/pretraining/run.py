@@ -29,6 +29,7 @@ from dynkern.training.data import IGNORED
 from dynkern.training.pretraining.interrupts import Interrupts
 from dynkern.training.pretraining.network import answer_weights, grow, losses, new_model
 from dynkern.training.pretraining.optimizers import Optimizers, rate_scale
+from dynkern.training.pretraining.precision import PRECISIONS, in_bfloat16
 from dynkern.training.pretraining.ranks import Ranks
 from dynkern.training.pretraining.recipe import DEFAULT_RECIPE, Recipe, read_recipe
 from dynkern.training.pretraining.state import FILE_NAME, Progress, load_state, save_state
@@ -42,11 +43,11 @@ from dynkern.training.pretraining.stream import (
 )
 from dynkern.training.pretraining.tokenizer import train_task_tokenizer
 
-PRECISIONS = ("auto", "float32", "bfloat16")
 LOG_STEPS = 100
 # a counter's stream of its own, beside those of dynkern.rng and of training.model
 _STREAM_LAYERDROP = 9
 MODEL, REPORT, EVALUATIONS = "model", "pretrain.json", "evaluations.jsonl"
+ARGUMENTS = "arguments.json"
 TOKENIZER = "tokenizer"
 
 # scores of the checkpoint in a folder, as JSON-like facts; "rougeL" in it: mean by policy
@@ -91,16 +92,12 @@ def run_pretrain(
                 "or take another folder"
             )
         device = ranks.place
-        in_bfloat16 = _in_bfloat16(config.precision, device)
         if ranks.leads:
-            _remember(
-                config.output / "arguments.json",
-                {"recipe": recipe.to_json(), "bfloat16": in_bfloat16},
-                kept is not None,
-            )
+            _remember(config, recipe, device, kept is not None)
             _make_tokenizer(config.output, recipe)
-        # nobody writes before all have read
+        # nobody reads before it is written, and nobody writes before all have read
         ranks.wait()
+        in_bfloat16 = _remembered(config.output)["bfloat16"]
         run = _Run(recipe, config, judge, console, report, device, in_bfloat16, kept, ranks)
         with Interrupts() as interrupts:
             run.go(interrupts)
@@ -352,24 +349,24 @@ def _make_tokenizer(output: Path, recipe: Recipe) -> None:
         replace_folder(folder, made.save_pretrained)
 
 
-def _in_bfloat16(precision: str, device: torch.device) -> bool:
-    if precision != "auto":
-        return precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    # elsewhere bfloat16 is emulated, and slower than float32; no public name says where
-    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+def _remembered(output: Path) -> dict[str, Any]:
+    return json.loads((output / ARGUMENTS).read_text(encoding="utf-8"))
 
 
-def _remember(path: Path, decides: dict[str, Any], goes_on: bool) -> None:
+def _remember(config: PretrainConfig, recipe: Recipe, device: torch.device, goes_on: bool) -> None:
     """Keep what decides a run; ValueError where a run that goes on differs from the stopped one."""
-    decides = json.loads(json.dumps(decides))
-    if goes_on and path.is_file():
-        changed = differences(json.loads(path.read_text(encoding="utf-8")), decides)
-        if changed:
-            raise ValueError(
-                f"resume: the stopped run had other settings: {', '.join(changed)}; use the same "
-                "ones or take another --output"
-            )
+    path = config.output / ARGUMENTS
+    before = _remembered(config.output) if goes_on and path.is_file() else None
+    if before is not None and config.precision == "auto":
+        # what was faster then, whatever is now
+        bfloat16 = before.get("bfloat16")
+    else:
+        bfloat16 = in_bfloat16(config.precision, recipe, device)
+    decides = json.loads(json.dumps({"recipe": recipe.to_json(), "bfloat16": bfloat16}))
+    if before is not None and (changed := differences(before, decides)):
+        raise ValueError(
+            f"resume: the stopped run had other settings: {', '.join(changed)}; use the same "
+            "ones or take another --output"
+        )
     text = json.dumps(decides, indent=2) + "\n"
     write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
