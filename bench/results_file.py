@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 # devices of rows from before instruction sets were named
 EARLIER = {"AMD EPYC": "AMD EPYC, avx512_bf16"}
-# a bundled model whose weights changed on a day
-RENEWED = ("opt-tasks-10m", "2026-11-30")
+# a bundled model, and since when its weights are those that are shipped
+RENEWED = ("opt-tasks-10m", "2026-11-30T07:00")
 STAMP = ("time", "commit", "device", "torch", "threads", "dry_run")
 
 
@@ -105,10 +105,10 @@ def named(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
     """The rows, the instruction set behind the names of their devices, weights that are shipped no
     longer under a name of their own.
     """
-    model, day = RENEWED
+    model, since = RENEWED
     every = [{**row, "device": EARLIER.get(row["device"], row["device"])} for row in rows]
     for row in every:
-        if row.get("model") == model and row["time"] < day:
+        if row.get("model") == model and row["time"] < since:
             row["model"] = f"{model}, earlier weights"
     return every
 

@@ -22,7 +22,7 @@ MEASURED = (
     ("On an OPT-125m in bfloat16 at 4 rows and 128 new", "(`bench/results/scheduling.csv`)."),
     ("with 256 test prompts and `--budget 6", "(`bench/results/reproduce.csv`)."),
     ("What such gates are worth on the 11M model", "The gates cannot be told from"),
-    ("a run on Intel with", "(`bench/results/pretrain_scores.csv`"),
+    ("stop. It scores", "(`bench/results/pretrain_scores.csv`"),
     ("Intel's cores have AVX-512 BF16", "`bench/results/levels.csv`)"),
     ("- At 8 rows the bfloat16 engine", "- The CPU engine was measured"),
     ("- Layers chosen at random per sequence", "- No kernel of this version"),

@@ -39,8 +39,8 @@ def test_a_panel_for_each_device_and_batch_size():
 
 
 def test_weights_that_are_shipped_no_longer_have_panels_of_their_own():
-    model, day = results_file.RENEWED
-    before, after = "2026-11-29T23:59:59+00:00", f"{day}T00:00:00+00:00"
+    model, since = results_file.RENEWED
+    before, after = "2026-11-29T23:59:59+00:00", f"{since}:00+00:00"
     found = panels([row(model=model, time=before), row(model=model, time=after), row(time=before)])
     assert list(found) == [
         ("one", f"{model}, earlier weights, 8 rows"),
