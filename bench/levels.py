@@ -61,13 +61,13 @@ def measure(
 
         return case
 
-    names = native.cpu_levels()
+    names, held = native.cpu_levels(), native.cpu_isa()
     native.set_cpu_isa("auto")
     auto = native.cpu_isa()
     try:
         timings = interleave({name: on(name) for name in names}, repeats, progress=report)
     finally:
-        native.set_cpu_isa("auto")
+        native.set_cpu_isa(held)
     for name in names:
         spread = timings[name].spread
         against = timings.ratio(auto, name).median

@@ -33,7 +33,28 @@ struct FormatF32 {
   static Vf total(Sum sum) { return sum; }
 };
 
-#if !defined(DYNKERN_BF16)
+// A word of weights by a word of a row, all of its inputs in one step.
+struct WholeWords {
+  static constexpr int kSteps = 1;
+  template <int kStep>
+  static Vi weights(const uint8_t* p) {
+    return load_bytes(p);
+  }
+  template <int kStep>
+  static Vi factor(const uint8_t* p) {
+    return word(p);
+  }
+};
+
+#if defined(DYNKERN_BF16)
+struct FormatBF16 : WholeWords {
+  static constexpr int64_t kFormat = kBF16;
+  using Sum = Vf;
+  static Sum zero(int32_t) { return vzero(); }
+  static Sum add(Sum sum, Vi w, Vi a) { return add_pairs(sum, w, a); }
+  static Vf total(Sum sum) { return sum; }
+};
+#else
 // Step 0: the lower of two inputs, step 1: the upper.
 struct FormatBF16 {
   static constexpr int64_t kFormat = kBF16;
@@ -59,20 +80,10 @@ struct FormatBF16 {
 #endif
 
 #if defined(DYNKERN_VNNI)
-// Four inputs at once.
-struct FormatI8 {
+struct FormatI8 : WholeWords {
   static constexpr int64_t kFormat = kI8;
-  static constexpr int kSteps = 1;
   using Sum = Vi;
   static Sum zero(int32_t correction) { return set_words(correction); }
-  template <int kStep>
-  static Vi weights(const uint8_t* p) {
-    return load_bytes(p);
-  }
-  template <int kStep>
-  static Vi factor(const uint8_t* p) {
-    return word(p);
-  }
   static Sum add(Sum sum, Vi w, Vi a) { return add_products(sum, w, a); }
   static Vf total(Sum sum) { return to_floats(sum); }
 };

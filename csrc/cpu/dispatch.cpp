@@ -1,4 +1,4 @@
-// Which instruction set the kernels use: the best that the processor has, or the cap that was set.
+// Which instruction set the kernels use: the best that the processor has, or the one that was set.
 #include <atomic>
 #include <cstring>
 
@@ -33,7 +33,7 @@ int levels(Level* out) {
 #if defined(DYNKERN_AVX_VNNI)
   out[n++] = {"avx2_vnni", avx2_vnni_kernels, avx2 && has_avx_vnni(), true};
 #else
-  out[n++] = {"avx2_vnni", avx2_kernels, false, true};
+  out[n++] = {"avx2_vnni", nullptr, false, true};
 #endif
   out[n++] = {"avx512", avx512_kernels, avx512, true};
   out[n++] = {"avx512_vnni", avx512_vnni_kernels, vnni, true};

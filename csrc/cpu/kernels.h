@@ -192,7 +192,7 @@ struct Kernels {
   float (*read_block)(const float* data, int64_t n);
 };
 
-// The kernels in use: the best that this processor runs, or the cap that was set.
+// The kernels in use: the best that this processor runs, or those that were set.
 const Kernels& kernels();
 
 const Kernels* portable_kernels();

@@ -163,25 +163,10 @@ inline Vi load_words_n(const uint8_t* p, int64_t n) {  // zeros behind n words
 inline Vi set_words(int32_t x) { return _mm512_set1_epi32(x); }
 inline Vi word(const uint8_t* p) { return set_words(*reinterpret_cast<const int32_t*>(p)); }
 
-#if defined(DYNKERN_BF16)
-struct FormatBF16 {
-  static constexpr int64_t kFormat = kBF16;
-  static constexpr int kSteps = 1;
-  using Sum = Vf;
-  static Sum zero(int32_t) { return vzero(); }
-  template <int kStep>
-  static Vi weights(const uint8_t* p) {
-    return load_bytes(p);
-  }
-  template <int kStep>
-  static Vi factor(const uint8_t* p) {
-    return word(p);
-  }
-  static Sum add(Sum sum, Vi w, Vi a) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)w); }
-  static Vf total(Sum sum) { return sum; }
-};
-#else
 // What body_format.h is written in.
+#if defined(DYNKERN_BF16)
+inline Vf add_pairs(Vf sum, Vi w, Vi a) { return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)w); }
+#else
 template <int kStep>
 inline Vi bf16_half(Vi x) {
   return kStep == 0 ? _mm512_slli_epi32(x, 16)

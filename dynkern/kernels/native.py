@@ -118,8 +118,8 @@ def bind_cuda(library: ctypes.CDLL) -> ctypes.CDLL:
 def cpu_library() -> ctypes.CDLL:
     """csrc/cpu, loaded once; raises LibraryUnavailable with the reason.
 
-    DYNKERN_CPU_ISA caps the instruction sets that its kernels use, as set_cpu_isa does; ValueError,
-    one line, where it names none that can be had.
+    DYNKERN_CPU_ISA names the level that its kernels use, as set_cpu_isa does; ValueError, one line,
+    where it names none that can be had.
     """
     library = bind_cpu(_open("cpu", CPU_ABI))
     cap = os.environ.get("DYNKERN_CPU_ISA")
@@ -147,9 +147,9 @@ def cpu_isa() -> str:
 
 
 def set_cpu_isa(name: str) -> None:
-    """Cap the level: a name of native_engine.ISA_LEVELS, "auto" for the best there is.
+    """Use a level: a name of native_engine.ISA_LEVELS, "auto" for the fastest there is.
 
-    Not while a pass runs. ValueError, one line, for an unknown name or one above the processor's.
+    Not while a pass runs. ValueError, one line, for an unknown name or one that is not to be had.
     """
     _set_isa(cpu_library(), "isa", name)
 
