@@ -5,8 +5,8 @@ each anew and looks for it in README; exit code 1 where one is gone, differs or 
 
 readme   words of README with the figure in braces, such as "at 8 rows {1.32} ×"
 holds    "=" the value rounds to the figure; ">=" and "<=" all values round to it or beyond
-of       which of the selected rows: last, min, max, median or mean
-unit     what is made of the value x: x, 100x, 100|x|, 100(1-x), 100(x-1) or x/1e9
+of       made of the selected rows: last, min, max, median, mean or (sample standard) deviation
+unit     what is made of the value x: x, 100x, 100|x|, 100(1-x), 100(x-1), x/1e9 or x/3600
 file     results file; empty where no row supports the figure (note says why)
 column   its column; of a text, the first number in it
 rows     conditions on columns, "a=1;b=x|y;c=pre*"
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -33,8 +33,16 @@ UNITS = {
     "100(1-x)": lambda x: 100 * (1 - x),
     "100(x-1)": lambda x: 100 * (x - 1),
     "x/1e9": lambda x: x / 1e9,
+    "x/3600": lambda x: x / 3600,
 }
-PICKS = {"last": lambda values: values[-1], "min": min, "max": max, "median": median, "mean": fmean}
+PICKS = {
+    "last": lambda values: values[-1],
+    "min": min,
+    "max": max,
+    "median": median,
+    "mean": fmean,
+    "deviation": stdev,
+}
 Row = dict[str, str]
 
 

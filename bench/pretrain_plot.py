@@ -1,4 +1,4 @@
-"""python -m bench.pretrain_plot [CSV [PNG]]: two runs of `dynkern pretrain` beside each other.
+"""python -m bench.pretrain_plot [CSV [PNG]]: runs of `dynkern pretrain` beside each other.
 
 Loss and some skills while they trained, from the runs' curves, and what their bundles score on test
 tasks, with 95 % intervals.
@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from bench.cost_model_plot import draw_file
-from bench.results_file import latest, read
+from bench.results_file import read
 from dynkern.files import write_whole
 from dynkern.training.curves import numbered
 
@@ -27,20 +27,27 @@ RESULTS = Path(__file__).resolve().parent / "results"
 RUNS = {
     "shipped": ("pretrain.csv", "shipped", "-", "#D55E00"),
     "other": ("pretrain_other.csv", "another run", "--", "#0072B2"),
+    "other 2": ("pretrain_other_2.csv", "a third run", ":", "#009E73"),
 }
 # one of each kind: copied, looked up, followed through a table, counted
 SKILLS = {"reverse": "#0072B2", "table": "#D55E00", "hops": "#009E73", "count": "#CC79A7"}
 
 
 def draw(rows: list[dict[str, str]], target: Path) -> None:
-    """The last scores of both runs, and their curves, to a PNG. ValueError where a run lacks."""
-    shown = latest(rows, ("run", "layers"))
-    if {row["run"] for row in shown} != set(RUNS):
-        raise ValueError("rows: not of two runs, expected bench.pretrain_scores'")
+    """The scores of the last comparison, and its runs' curves, to a PNG. ValueError where there are
+    not two runs or more, or one that has no curves here.
+    """
+    last = max((row["time"] for row in rows), default="")
+    shown = [row for row in rows if row["time"] == last]
+    runs = {row["run"] for row in shown}
+    if len(runs) < 2 or not runs <= set(RUNS):
+        raise ValueError("rows: not of two or three runs, expected bench.pretrain_scores'")
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     loss, skills, scores = panels = figure.subplots(1, 3)
     for run, (source, *look) in RUNS.items():
+        if run not in runs:
+            continue
         curves = [row for row in numbered(read(RESULTS / source)) if row["split"] == "training"]
         _draw_curves(loss, skills, curves, look)
         _draw_scores(scores, [row for row in shown if row["run"] == run], look)
@@ -69,7 +76,9 @@ def _draw_curves(
 
     line(loss, "loss", colour, name)
     for skill, shade in SKILLS.items():
-        line(skills, f"accuracy_{skill}", shade, f"{skill}, {name}")
+        # a colour for each skill, a style for each run: no entry for each pair of them
+        line(skills, f"accuracy_{skill}", shade, skill if style == "-" else "")
+    skills.plot([], [], style, color="black", linewidth=1.1, label=name)
 
 
 def _draw_scores(panel: Axes, rows: Sequence[dict[str, str]], look: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ MEASURED = (
     ("On an OPT-125m in bfloat16 at 4 rows and 128 new", "(`bench/results/scheduling.csv`)."),
     ("with 256 test prompts and `--budget 6", "(`bench/results/reproduce.csv`)."),
     ("What such gates are worth on the 11M model", "The gates cannot be told from"),
-    ("stop. It scores", "(`bench/results/pretrain_scores.csv`"),
+    ("The shipped run took 2.1 hours", "were 0.10 apart there."),
     ("Intel's cores have AVX-512 BF16", "`bench/results/levels.csv`)"),
     ("- At 8 rows the bfloat16 engine", "- The CPU engine was measured"),
     ("- Layers chosen at random per sequence", "- No kernel of this version"),
@@ -81,6 +81,8 @@ def test_rows_are_selected_divided_and_picked(tmp_path):
     assert value(rows="case=uniform:*", of="max") == 4
     assert value(rows="case=uniform:*", of="min", over="case=full") == 0.25
     assert value(rows="case=full|uniform:6;batch=8", unit="100(1-x)") == -100
+    assert value(rows="case=uniform:*", of="deviation") == pytest.approx(2**0.5)
+    assert value(rows="case=full", unit="x/3600") == pytest.approx(8 / 3600)
     assert value(rows="case=uniform:3", column="note") == 61
     with pytest.raises(ValueError, match="a.csv: no row with case=none"):
         value(rows="case=none")

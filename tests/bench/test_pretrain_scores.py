@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from bench import pretrain_plot, pretrain_scores
-from bench.results_file import read
 from dynkern.cli import main
 from support.bundle import save_task_checkpoint
 
@@ -31,15 +31,16 @@ def bundle(tmp_path_factory) -> Path:
     return folder / "BUNDLE"
 
 
-def test_rows_of_both_runs_and_a_model_does_not_differ_from_itself(bundle, tmp_path):
+def test_rows_of_every_run_and_a_model_does_not_differ_from_itself(bundle, tmp_path):
     kept = tmp_path / "scores.csv"
-    words = [str(bundle), "--shipped", str(bundle), "--limit", "6", "--output", str(kept)]
+    words = [*2 * [str(bundle)], "--shipped", str(bundle), "--limit", "6", "--output", str(kept)]
     result = RUNNER.invoke(APP, words)
     assert result.exit_code == 0, result.output
     with kept.open(newline="") as file:
         rows = list(csv.DictReader(file))
     cases = [(row["run"], row["layers"]) for row in rows]
-    assert cases == [(r, n) for r in ("shipped", "other") for n in ("full", "3/4", "1/2", "1/4")]
+    runs = ("shipped", "other", "other 2")
+    assert cases == [(r, n) for r in runs for n in ("full", "3/4", "1/2", "1/4")]
     for row in rows:
         assert row["prompts"] == "6" and row["trained_on"] == "some processor"
         assert (float(row["training_seconds"]), row["training_tokens"]) == (7.5, "4096")
@@ -47,18 +48,28 @@ def test_rows_of_both_runs_and_a_model_does_not_differ_from_itself(bundle, tmp_p
         assert [float(end) for end in ends] == [0.0, 0.0, 0.0]
         low, mean, high = (float(row[f"rougeL{end}"]) for end in ("_low", "", "_high"))
         assert low <= mean <= high
+    for label in ("full", "3/4", "1/2", "1/4"):
+        assert re.search(
+            rf"^{label} of the layers: 3 runs .* deviation 0\.000$", result.output, re.M
+        )
 
 
 def test_differences_are_paired_by_task():
     hard_and_easy = [0.1 * place for place in range(10)]
     better = [value + 0.05 for value in hard_and_easy]
     shipped = {"full": (hard_and_easy, [False] * 10)}
-    _, row = pretrain_scores.compare(shipped, {"full": (better, [True] * 10)})
+    other = {"full": (better, [True] * 10)}
+    rows = pretrain_scores.compare({"shipped": shipped, "other": other})
+    row = rows[1]
     assert row["run"] == "other" and row["exact"] == 1.0
     for key in ("minus_shipped", "minus_low", "minus_high"):
         assert row[key] == pytest.approx(0.05)
     # tasks differ from each other by far more than the runs do
     assert row["rougeL_high"] - row["rougeL_low"] > 0.2
+    # of two runs 0.05 apart
+    mean, spread, low, high = pretrain_scores.spreads(rows)["full"]
+    assert (mean, low, high) == pytest.approx((0.475, 0.45, 0.5))
+    assert spread == pytest.approx(0.05 / 2**0.5)
 
 
 def test_a_bundle_that_does_not_say_how_it_was_trained_is_refused(bundle, tmp_path):
@@ -71,10 +82,16 @@ def test_a_bundle_that_does_not_say_how_it_was_trained_is_refused(bundle, tmp_pa
     assert len(result.output.strip().splitlines()) == 1 and "scores.json" in result.output
 
 
-def test_both_runs_are_drawn_and_one_is_not(tmp_path):
-    rows = read(pretrain_scores.RESULTS / "pretrain_scores.csv")
-    pretrain_plot.draw(rows, tmp_path / "two.png")
-    assert (tmp_path / "two.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ValueError, match="not of two runs"):
-        pretrain_plot.draw([row for row in rows if row["run"] == "shipped"], tmp_path / "one.png")
-    assert not (tmp_path / "one.png").exists()
+@pytest.mark.parametrize("others", [1, 2])
+def test_two_runs_and_more_are_drawn_and_one_is_not(others, tmp_path):
+    runs = pretrain_scores.names(others)
+    score = {"full": ([0.8, 0.9], [True, True]), "1/2": ([0.4, 0.6], [False, True])}
+    rows = pretrain_scores.compare(dict.fromkeys(runs, score))
+    written = [{"time": "now", **{k: str(v) for k, v in row.items()}} for row in rows]
+    earlier = [{**row, "time": "before", "run": "other 9"} for row in written]
+    pretrain_plot.draw(earlier + written, tmp_path / "runs.png")
+    assert (tmp_path / "runs.png").read_bytes()[:4] == b"\x89PNG"
+    for few in ([row for row in written if row["run"] == "shipped"], earlier):
+        with pytest.raises(ValueError, match="not of two or three runs"):
+            pretrain_plot.draw(few, tmp_path / "few.png")
+    assert not (tmp_path / "few.png").exists()
