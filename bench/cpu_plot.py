@@ -114,11 +114,14 @@ def _draw_loops(whole: list[dict[str, str]], left: Axes) -> None:
 def _draw_routes(shown: list[dict[str, str]], right: Axes) -> None:
     routed = [r for r in shown if r["group"] in ("realisation", "mixed") and r["predicted"]]
     routed = [r for r in routed if r["case"] != "full" and r["dtype"] == "bfloat16"]
+    if not routed:
+        right.set_axis_off()
+        return
     for batch, marker in zip(sorted({int(r["batch"]) for r in routed}), "os^Dv", strict=False):
         own = [r for r in routed if int(r["batch"]) == batch]
         x, y = ([float(r[key]) for r in own] for key in ("predicted", "speedup"))
         right.plot(x, y, marker, label=f"{batch} row{'s' * (batch > 1)}", alpha=0.8)
-    most = max([float(r["predicted"]) for r in routed], default=2.0) * 1.08
+    most = max(float(r["predicted"]) for r in routed) * 1.08
     right.plot([1, most], [1, most], color="grey", linewidth=0.8, label="nothing lost")
     right.set_xlabel("speed-up that the possible time allows")
     right.set_ylabel("measured decode speed-up")
