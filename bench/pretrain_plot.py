@@ -45,6 +45,9 @@ def draw(rows: list[dict[str, str]], target: Path) -> None:
     figure = Figure(figsize=(15, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     loss, skills, scores = panels = figure.subplots(1, 3)
+    # the legend has a colour for each skill and a style for each run, no entry for each pair
+    for skill, shade in SKILLS.items():
+        skills.plot([], [], color=shade, linewidth=1.1, label=skill)
     for run, (source, *look) in RUNS.items():
         if run not in runs:
             continue
@@ -69,15 +72,14 @@ def _draw_curves(
 ) -> None:
     name, style, colour = look
 
-    def line(panel: Axes, column: str, shade: str, label: str) -> None:
+    def line(panel: Axes, column: str, shade: str, label: str = "") -> None:
         # no line where nothing of the kind was trained
         at, seen = zip(*((r["tokens"] / 1e6, r.get(column, math.nan)) for r in rows), strict=True)
         panel.plot(at, seen, style, color=shade, linewidth=1.1, label=label)
 
     line(loss, "loss", colour, name)
     for skill, shade in SKILLS.items():
-        # a colour for each skill, a style for each run: no entry for each pair of them
-        line(skills, f"accuracy_{skill}", shade, skill if style == "-" else "")
+        line(skills, f"accuracy_{skill}", shade)
     skills.plot([], [], style, color="black", linewidth=1.1, label=name)
 
 
